@@ -1,0 +1,45 @@
+"""Signals: what a method may read besides the tokens, with the shape that a host must deliver.
+
+A host recomputes a signal on demand, from the few block inputs that a pass keeps, and charges its FLOPs to the
+decision that asked for it. `layer` is the 0-based block; the encoder's `FEATURE_LAYER` (-1) means the block whose output feeds the projector.
+Rows follow the rows of `Tokens.x`, a CLS row included where the method takes one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FEATURE_LAYER = -1
+
+SHAPES: dict[str, str] = {
+    # encoder
+    "cls_attention": "(B, H, N) softmax row of the CLS query in one ViT block, its entry on each token",
+    "received_attention": "(B, N) attention received in one ViT block, mean over heads and queries",
+    "keys": "(B, N, d) keys of one ViT block, mean over heads",
+    "text_similarity": "(B, N) cosine of each token, projected by the text tower's partner, with the question's embedding",
+    # decoder
+    "last_query": "(B, H, N) softmax row of the last prompt token in one decoder layer, its entry on each visual token",
+    "accumulated_attention": "(B, K, S) attention received by each cached key, summed over all queries and the group's heads",
+}
+"""Kind of signal -> shape and meaning."""
+
+
+@dataclass(frozen=True)
+class Signal:
+    """One request: which kind, and in which block it is read.
+
+    Args:
+        kind: a key of `SHAPES`.
+        layer: 0-based block, resolved for this model's depth, or `FEATURE_LAYER`.
+    """
+
+    kind: str
+    layer: int = FEATURE_LAYER
+
+    def __post_init__(self) -> None:
+        if self.kind not in SHAPES:
+            raise ValueError(f"unknown signal kind {self.kind!r}; known: {', '.join(sorted(SHAPES))}")
+
+
+class MissingSignal(ValueError):
+    """A method asked for a signal that the host did not give; the message names the method and the kind."""
