@@ -1,0 +1,122 @@
+"""Samples, turns and the task interface: pictures with questions whose answers are known."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+SPLITS = ("host-train", "policy-train", "validation", "calibration", "test")
+IMAGE_SIZE = 96  # pixels per side of every built-in picture
+CELL = 4  # pixels per side of one dense label cell
+
+COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
+SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+PICTURES = ()
+DENSE_WHAT: tuple[str, ...] = ("background", *SHAPES, *CHARACTERS, "plate", "bar", "line", *PICTURES)
+DENSE_COLOUR: tuple[str, ...] = ("none", *COLOURS)
+
+
+class TaskDataError(ValueError):
+    """A user's data row that cannot be used; the message names file, line and reason."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question about a picture.
+
+    Args:
+        question: the text as asked.
+        answers: accepted answers, the first is canonical; empty = label-free.
+        template: id of the question template, shared by regimes that ask the same thing.
+    """
+
+    question: str
+    answers: tuple[str, ...]
+    template: str
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One picture with its questions.
+
+    Args:
+        id: "task/split/index", with "~r" behind it for the r-th twin.
+        task: name of the task.
+        regime: kind of problem inside the task, e.g. "counting".
+        split: one of SPLITS.
+        family: digest of the scene programme without its noise: the unit for bootstraps. Twins share it.
+        index: position in the split.
+        image: (H, W, 3) uint8; 96 x 96 for built-in tasks.
+        turns: the questions, in the order they are asked.
+        caption: short description of what is on the picture.
+        dense: (24, 24, 2) int16, for each 4 x 4 px cell the class (DENSE_WHAT) and the colour (DENSE_COLOUR) that
+            cover most of its labelled pixels; 0 where fewer than a quarter of the pixels are labelled. None = no labels.
+    """
+
+    id: str
+    task: str
+    regime: str
+    split: str
+    family: str
+    index: int
+    image: np.ndarray
+    turns: tuple[Turn, ...]
+    caption: str = ""
+    dense: np.ndarray | None = None
+
+
+class Task(ABC):
+    """A deterministic source of samples: the same (split, index) gives the same sample, in any process."""
+
+    name: ClassVar[str]
+    regimes: ClassVar[tuple[str, ...]]
+
+    def available(self) -> str | None:
+        """None when usable here, else one line with the reason."""
+        return None
+
+    @abstractmethod
+    def sample(self, split: str, index: int) -> Sample:
+        """The sample at `index` of `split`; regimes take turns, so index i belongs to regime i % len(regimes).
+
+        Raises:
+            ValueError: `split` is not one of SPLITS, or `index` is negative.
+        """
+
+    @abstractmethod
+    def twins(self, sample: Sample, r: int) -> list[Sample]:
+        """`r` samples of the same programme and questions in new noise, jitter, font (same split) and wording."""
+
+    def regime_of(self, index: int) -> str:
+        """The regime that `index` belongs to."""
+        return self.regimes[index % len(self.regimes)]
+
+
+def check_address(split: str, index: int) -> None:
+    """Refuse a split that does not exist or an index below 0.
+
+    Raises:
+        ValueError: with the name, the value and what is allowed.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is unknown, choose from {', '.join(SPLITS)}")
+    if index < 0:
+        raise ValueError(f"index {index} is negative, samples are numbered from 0")
+
+
+def normalise(text: str) -> str:
+    """Lower case, single spaces, no space beside a digit, no closing full stop: the form in which answers are compared."""
+    text = re.sub(r"\s+", " ", text.strip().lower()).rstrip(". ")
+    return re.sub(r"\s*(\d)\s*", r"\1", text)
+
+
+def exact_match(prediction: str, answers: Sequence[str]) -> bool:
+    """Whether `prediction` equals one of `answers` after `normalise`."""
+    said = normalise(prediction)
+    return any(said == normalise(answer) for answer in answers)

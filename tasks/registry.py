@@ -1,0 +1,77 @@
+"""The built-in tasks by name, and even streams over their regimes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+
+from foveate.tasks.base import Sample, Task, check_address
+from foveate.tasks.charts import Charts
+from foveate.tasks.digits import Digits
+from foveate.tasks.documents import Documents
+from foveate.tasks.reading import Reading
+from foveate.tasks.scenes import Scenes
+from foveate.tasks.splits import stream
+
+TASKS: dict[str, Task] = {task.name: task for task in (Scenes(), Reading(), Documents(), Charts(), Digits())}
+
+
+def get_task(name: str) -> Task:
+    """The task called `name`.
+
+    Raises:
+        ValueError: there is none; near names are listed.
+    """
+    if name not in TASKS:
+        near = difflib.get_close_matches(name, TASKS) or sorted(TASKS)
+        raise ValueError(f"task {name!r} is unknown, did you mean {' or '.join(near)}?")
+    return TASKS[name]
+
+
+def regimes(tasks: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The regimes of the named tasks (default: every task that is usable here), in registry order."""
+    chosen = [get_task(name) for name in tasks] if tasks is not None else TASKS.values()
+    return tuple(regime for task in chosen if tasks is not None or task.available() is None for regime in task.regimes)
+
+
+def regime_sample(regime: str, split: str, index: int) -> Sample:
+    """The sample at `index` among those of one regime: a pure function of its arguments.
+
+    Raises:
+        ValueError: no task has that regime (near names are listed), the split is unknown or the index negative.
+    """
+    check_address(split, index)
+    for task in TASKS.values():
+        if regime in task.regimes:
+            return task.sample(split, index * len(task.regimes) + task.regimes.index(regime))
+    known = [name for task in TASKS.values() for name in task.regimes]
+    near = difflib.get_close_matches(regime, known) or sorted(known)
+    raise ValueError(f"regime {regime!r} is unknown, did you mean {' or '.join(near)}?")
+
+
+def iter_samples(tasks: Sequence[str], split: str, n: int, seed: int = 0) -> Iterator[Sample]:
+    """`n` samples of `split` in which every regime of `tasks` has an equal share (give or take one).
+
+    Args:
+        tasks: names of tasks.
+        split: one of SPLITS.
+        n: how many samples.
+        seed: order of the regimes inside each round; the set of samples does not depend on it, bar the last round.
+
+    Raises:
+        ValueError: an unknown task or split, no task at all, a negative n, or a task that is not usable here.
+    """
+    check_address(split, 0)
+    if n < 0:
+        raise ValueError(f"n is {n}, the number of samples must be at least 0")
+    for name in tasks:
+        reason = get_task(name).available()
+        if reason:
+            raise ValueError(f"task {name!r} is not usable: {reason}")
+    names = list(regimes(tasks))
+    if not names:
+        raise ValueError("tasks is empty, name at least one task")
+    for start in range(0, n, len(names)):
+        order = stream("iter_samples", seed, split, start).sample(names, len(names))
+        for regime in order[: n - start]:
+            yield regime_sample(regime, split, start // len(names))
