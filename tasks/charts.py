@@ -47,7 +47,7 @@ class Charts(GeneratedTask):
         left = 6 + (text_width(face, size, str(high)) if step else 0)
         scale = (floor - roof) / high
         if step:
-            for tick in range(TICKS + 1) if size * 6 < floor else range(0, TICKS + 1):
+            for tick in range(TICKS + 1):
                 y = floor - tick * step * scale
                 canvas.draw.line((left, y, IMAGE_SIZE - 2, y), fill=canvas.jitter((140, 140, 140), 10))
                 if tick % 2 == 1:

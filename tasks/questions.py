@@ -24,6 +24,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     ),
     "number_written": ("what number is written?", "which number do you see?"),
     "word_written": ("what word is written?", "which word do you see?"),
+    "text_written": ("what is written?", "what is written here?"),
     "number_on_plate": ("what number is on the {colour} plate?", "which number is on the {colour} plate?"),
     "word_on_plate": ("what word is on the {colour} plate?", "which word is on the {colour} plate?"),
     "written_at": ("what is written at the {place}?", "what do you see written at the {place}?"),

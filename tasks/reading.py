@@ -57,7 +57,9 @@ class Reading(GeneratedTask):
             asks.append(Ask("number_written", {}, (numbers[0],)))
         if len(words) == 1:
             asks.append(Ask("word_written", {}, (words[0],)))
-        if len(lines) > 1:
+        if len(lines) == 1:
+            asks.append(Ask("text_written", {}, (lines[0][0],)))
+        else:
             asks.append(Ask("written_at", {"place": "top"}, (lines[0][0],)))
             asks.append(Ask("written_at", {"place": "bottom"}, (lines[-1][0],)))
         for text, _, plate in lines:

@@ -130,7 +130,7 @@ class Canvas:
         """
         shown = [PALETTE[name] for name in colours]
         near = [(min((distance(g, c) for c in shown), default=999.0), g) for g in GROUNDS if not light or min(g) > 190]
-        fitting = [g for gap, g in near if gap >= 70] or [max(near)[1]]
+        fitting = [g for gap, g in near if gap >= 95] or [max(near)[1]]
         self.ground = self.jitter(self.rng.choice(fitting), 8)
         kind = self.rng.choice(("plain", "plain", "gradient", "noise", "lines"))
         self.draw.rectangle((0, 0, IMAGE_SIZE, IMAGE_SIZE), fill=self.ground)
@@ -208,7 +208,7 @@ class Canvas:
     def ink(self, ground: Sequence[int], only: Sequence[str] = COLOURS) -> str:
         """The name of a colour in which text stands out clearly from `ground`."""
         gaps = [(distance(PALETTE[name], ground), name) for name in only]
-        return self.rng.choice([name for gap, name in gaps if gap >= 190] or [max(gaps)[1]])
+        return self.rng.choice([name for gap, name in gaps if gap >= 215] or [max(gaps)[1]])
 
     def image_array(self) -> np.ndarray:
         """(96, 96, 3) uint8 with this picture's grain."""
