@@ -12,7 +12,7 @@ C = TypeVar("C", bound=type[Compressor])
 
 
 def register(cls: C) -> C:
-    """Files a class under every (stage, name) that it declares. Raises: ValueError on a duplicate, naming both modules."""
+    """Files a class under every (stage, name) it declares. Raises: ValueError on a duplicate, naming both modules."""
     for stage in cls.stages:
         if stage not in STAGES:
             raise ValueError(f"{cls.__name__}: unknown stage {stage!r}; known: {', '.join(STAGES)}")

@@ -1,8 +1,10 @@
 """Signals: what a method may read besides the tokens, with the shape that a host must deliver.
 
-A host recomputes a signal on demand, from the few block inputs that a pass keeps, and charges its FLOPs to the
-decision that asked for it. `layer` is the 0-based block; the encoder's `FEATURE_LAYER` (-1) means the block whose output feeds the projector.
-Rows follow the rows of `Tokens.x`, a CLS row included where the method takes one.
+A host recomputes a signal on demand, from the few block inputs that a pass keeps, and charges its FLOPs to the decision
+that asked for it. `layer` is the 0-based block; the encoder's `FEATURE_LAYER` (-1) means the block whose output feeds
+the projector. Rows follow the rows of `Tokens.x`, a CLS row included where the method takes one. Where a method acts at
+several layers, it is given at each of them the values of the latest block that it asked for and that is not after that
+layer (`Compressor.signals_at`).
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ FEATURE_LAYER = -1
 
 SHAPES: dict[str, str] = {
     # encoder
-    "cls_attention": "(B, H, N) softmax row of the CLS query in one ViT block, its entry on each token",
+    "cls_attention": "(B, H, N) softmax row of the CLS query in one ViT block, its entry on each token; an encoder "
+    "without CLS may give the attention received, mean over heads and queries, as one head",
     "received_attention": "(B, N) attention received in one ViT block, mean over heads and queries",
     "keys": "(B, N, d) keys of one ViT block, mean over heads",
-    "text_similarity": "(B, N) cosine of each token, projected by the text tower's partner, with the question's embedding",
+    "text_similarity": "(B, N) cosine of each token, projected by the text tower's partner, with the question's vector",
     # decoder
     "last_query": "(B, H, N) softmax row of the last prompt token in one decoder layer, its entry on each visual token",
-    "accumulated_attention": "(B, K, S) attention received by each cached key, summed over all queries and the group's heads",
+    "accumulated_attention": "(B, K, S) attention received by each cached key, summed over queries and group's heads",
 }
 """Kind of signal -> shape and meaning."""
 
@@ -31,14 +34,21 @@ class Signal:
     Args:
         kind: a key of `SHAPES`.
         layer: 0-based block, resolved for this model's depth, or `FEATURE_LAYER`.
+        tag: tells apart two requests of one kind that a method reads in one call ("middle", "deep").
     """
 
     kind: str
     layer: int = FEATURE_LAYER
+    tag: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in SHAPES:
             raise ValueError(f"unknown signal kind {self.kind!r}; known: {', '.join(sorted(SHAPES))}")
+
+    @property
+    def key(self) -> str:
+        """Where the values stand in `Tokens.signals`: the kind, with the tag behind a dot where there is one."""
+        return f"{self.kind}.{self.tag}" if self.tag else self.kind
 
 
 class MissingSignal(ValueError):

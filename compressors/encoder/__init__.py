@@ -1,0 +1,1 @@
+"""Methods that act inside ViT blocks, between attention and MLP."""

@@ -1,0 +1,1 @@
+"""Methods that act on the pixels: image size and number of frames."""

@@ -1,0 +1,1 @@
+"""Methods that act on the encoder's output, before the projector."""

@@ -1,0 +1,1 @@
+"""Methods that act between decoder layers while the prompt is read."""

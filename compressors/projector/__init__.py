@@ -1,0 +1,1 @@
+"""Methods that act before, after or instead of the projector."""
