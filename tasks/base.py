@@ -17,7 +17,10 @@ CELL = 4  # pixels per side of one dense label cell
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
-PICTURES = ()
+PICTURES = (
+    "cat", "dog", "bird", "tree", "flower", "car", "house", "hat",
+    "cake", "plane", "phone", "ball", "cup", "bulb", "book", "balloon",
+)  # fmt: skip
 DENSE_WHAT: tuple[str, ...] = ("background", *SHAPES, *CHARACTERS, "plate", "bar", "line", *PICTURES)
 DENSE_COLOUR: tuple[str, ...] = ("none", *COLOURS)
 

@@ -37,14 +37,40 @@ def scans() -> tuple[np.ndarray, np.ndarray]:
     return (table[:, :64].reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8), table[:, 64].astype(int)
 
 
+def legible(images: np.ndarray, digits: np.ndarray) -> np.ndarray:
+    """Which scans (N, 8, 8) a person reads without effort: (N,) bool.
+
+    At 8 x 8 some scans are blots. Kept are those that lie clearly nearer to the mean of their own digit than to that of
+    any other, and that are not mostly ink.
+    """
+    flat = images.reshape(len(images), -1) / 255.0
+    means = np.stack([flat[digits == digit].mean(axis=0) for digit in range(10)])
+    gaps = ((flat[:, None] - means[None]) ** 2).sum(axis=2)
+    own = gaps[np.arange(len(flat)), digits]
+    gaps[np.arange(len(flat)), digits] = np.inf
+    return (own < 0.8 * gaps.min(axis=1)) & (flat.mean(axis=1) < 0.4)
+
+
 @lru_cache(maxsize=8)
 def scans_of(split: str) -> dict[int, tuple[int, ...]]:
-    """For every digit the numbers of the scans that belong to `split`."""
+    """For every digit the numbers of the legible scans that belong to `split`."""
     mine: dict[int, list[int]] = {digit: [] for digit in range(10)}
+    clear = legible(*scans())
     for number, digit in enumerate(scans()[1]):
-        if split_of(digest(["digit scan", number])) == split:
+        if clear[number] and split_of(digest(["digit scan", number])) == split:
             mine[int(digit)].append(number)
     return {digit: tuple(numbers) for digit, numbers in mine.items()}
+
+
+def _outermost(cells: list[int]) -> dict[str, int]:
+    """For "left", "right", "top" and "bottom" the number of the digit that has that outermost column or row to itself."""
+    places, found = [(cell % SIDE, cell // SIDE) for cell in cells], {}
+    for name, axis, end in (("left", 0, min), ("right", 0, max), ("top", 1, min), ("bottom", 1, max)):
+        edge = end(place[axis] for place in places)
+        alone = [number for number, place in enumerate(places) if place[axis] == edge]
+        if len(alone) == 1:
+            found[name] = alone[0]
+    return found
 
 
 class Digits(GeneratedTask):
@@ -65,6 +91,8 @@ class Digits(GeneratedTask):
             return {"layout": "row", "digits": [first, *(rng.randrange(10) for _ in range(n - 1))], "row": rng.randrange(3)}
         n = rng.randint(1, 6)
         cells = sorted(rng.sample(range(SIDE * SIDE), n))
+        if n > 1 and not _outermost(cells):
+            return None
         return {"layout": "scattered", "digits": [rng.randrange(10) for _ in cells], "cells": cells}
 
     def paint(self, canvas: Canvas, programme: Programme) -> None:
@@ -103,12 +131,8 @@ class Digits(GeneratedTask):
             if rng.random() < 0.3:
                 asks.append(Ask("count_digits", {}, (str(len(values)),)))
             return pick(asks, 4, rng)
-        cells = [(cell % SIDE, cell // SIDE) for cell in programme["cells"]]
-        for place, axis, end in (("left", 0, min), ("right", 0, max), ("top", 1, min), ("bottom", 1, max)):
-            edge = end(cell[axis] for cell in cells)
-            found = [value for value, cell in zip(values, cells, strict=True) if cell[axis] == edge]
-            if len(found) == 1 and len(values) > 1:  # nothing else in that outermost column or row
-                asks.append(Ask("digit_at", {"place": place}, (str(found[0]),)))
+        for place, found in _outermost(programme["cells"]).items() if len(values) > 1 else ():
+            asks.append(Ask("digit_at", {"place": place}, (str(values[found]),)))
         asks.append(Ask("count_digits", {}, (str(len(values)),)))
         if len(values) == 1:
             asks.append(Ask("number_written", {}, (str(values[0]),)))
