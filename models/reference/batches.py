@@ -1,0 +1,133 @@
+"""Training batches: pictures with several packed question-answer turns each, drawn from the tasks' host-train split.
+
+All turns of a picture share one sequence: each turn sees the picture and itself, never another turn, and its positions start where a
+lone question's would. So the picture's part of the decoder is paid once.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import PreTrainedTokenizerBase
+
+from foveate.models.reference.processor import tokens_per_image
+from foveate.tasks.base import Sample
+from foveate.tasks.registry import regime_sample
+
+TEXT = 56  # packed text tokens per picture
+CAPTION = 32
+
+
+@dataclass
+class Batch:
+    """B pictures. pixels (B, 3, H, W) float32; text, turn, place, target (B, TEXT) int64: token, its turn (-1 = padding), its position
+    behind the picture, the token to predict there (-100 = none); caption (B, CAPTION); dense (B, 144, 4, 2) class and colour of each
+    patch's four cells (-100 = unlabelled)."""
+
+    pixels: Tensor
+    text: Tensor
+    turn: Tensor
+    place: Tensor
+    target: Tensor
+    caption: Tensor
+    dense: Tensor
+
+    def to(self, device: str) -> Batch:
+        return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+
+
+def pack(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """(4, TEXT): token, turn, place, target. Turns that do not fit are left out."""
+    out = np.zeros((4, TEXT), dtype=np.int64)
+    out[0], out[1], out[3] = tokenizer.pad_token_id, -1, -100
+    at = 0
+    for number, turn in enumerate(sample.turns):
+        question = tokenizer(turn.question + "<answer>", add_special_tokens=False).input_ids
+        answer = [*tokenizer(turn.answers[0], add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+        tokens = [*question, *answer[:-1]]
+        end = at + len(tokens)
+        if end > TEXT:
+            break
+        out[0, at:end], out[1, at:end], out[2, at:end] = tokens, number, range(len(tokens))
+        out[3, end - len(answer) : end] = answer
+        at = end
+    return out
+
+
+def dense_labels(sample: Sample) -> np.ndarray:
+    """(144, 4, 2) labels of the four 4 x 4 px cells in each patch; -100 where the sample has none."""
+    side = int(tokens_per_image() ** 0.5)
+    if sample.dense is None:
+        return np.full((side * side, 4, 2), -100, dtype=np.int64)
+    cells = sample.dense.reshape(side, 2, side, 2, 2).transpose(0, 2, 1, 3, 4)
+    return cells.reshape(side * side, 4, 2).astype(np.int64)
+
+
+class Pictures(Dataset):
+    """Picture i of an endless stream: its regime is drawn by weight, its index inside the regime grows with i."""
+
+    def __init__(self, weights: dict[str, float], tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
+        self.regimes, self.weights = list(weights), list(weights.values())
+        self.tokenizer, self.seed = tokenizer, seed
+
+    def __getitem__(self, i: int) -> tuple[Sample, np.ndarray, list[int]]:
+        regime = random.Random(f"{self.seed}/{i}").choices(self.regimes, self.weights)[0]
+        sample = regime_sample(regime, "host-train", i)
+        caption = self.tokenizer(sample.caption, truncation=True, max_length=CAPTION - 1).input_ids + [self.tokenizer.eos_token_id]
+        return sample, pack(sample, self.tokenizer), caption
+
+
+class Steps(Sampler):
+    """Batches of consecutive pictures from step `start` on, so that a resumed run draws what the first one would have."""
+
+    def __init__(self, start: int, steps: int, size: int) -> None:
+        self.start, self.steps, self.size = start, steps, size
+
+    def __len__(self) -> int:
+        return self.steps - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start, self.steps):
+            yield list(range(step * self.size, (step + 1) * self.size))
+
+
+def collate(rows: list[tuple[Sample, np.ndarray, list[int]]]) -> Batch:
+    """Stacks rows; pixels are normalised as the processor does (mean 0.5, deviation 0.25)."""
+    pixels = np.stack([sample.image for sample, _, _ in rows])
+    packed = np.stack([p for _, p, _ in rows])
+    caption = np.zeros((len(rows), CAPTION), dtype=np.int64)
+    for row, (_, _, tokens) in zip(caption, rows, strict=True):
+        row[: len(tokens)] = tokens
+    return Batch(
+        pixels=normalised(pixels),
+        text=torch.from_numpy(packed[:, 0]),
+        turn=torch.from_numpy(packed[:, 1]),
+        place=torch.from_numpy(packed[:, 2]),
+        target=torch.from_numpy(packed[:, 3]),
+        caption=torch.from_numpy(caption),
+        dense=torch.from_numpy(np.stack([dense_labels(sample) for sample, _, _ in rows])),
+    )
+
+
+def normalised(images: np.ndarray) -> Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 as the processor gives."""
+    return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
+
+
+def batches(
+    weights: dict[str, float], tokenizer: PreTrainedTokenizerBase, seed: int, start: int, steps: int, size: int, workers: int
+) -> DataLoader:
+    """Batches of steps start..steps - 1, rendered by `workers` processes (0 = in this one)."""
+    return DataLoader(
+        Pictures(weights, tokenizer, seed),
+        batch_sampler=Steps(start, steps, size),
+        collate_fn=collate,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+    )

@@ -1,0 +1,91 @@
+"""What the reference model is trained on: answers, what covers each patch, and captions.
+
+Dense labels and captions come free with generated pictures. Without the dense loss a small ViT does not learn shapes in reasonable time;
+without the caption loss no gradient reaches CLS, and methods that rank by CLS attention rank noise.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPTextModelWithProjection, LlavaForConditionalGeneration
+
+from foveate.models.reference.architecture import GRID, JOINT, VIT, encode
+from foveate.models.reference.batches import Batch
+from foveate.tasks.base import DENSE_COLOUR
+
+CLASSES = 80  # outputs for `DENSE_WHAT`, spare ones included
+
+
+class Learner(nn.Module):
+    """The model with the parts that only training needs.
+
+    Attributes:
+        model: what ships. tower: the text tower, ships too. visual_projection: CLS -> joint space, ships with the tower.
+        dense: 4 cells x (class, colour) logits from each patch. temperature: log of the contrast's inverse temperature.
+    """
+
+    def __init__(self, model: LlavaForConditionalGeneration, tower: CLIPTextModelWithProjection) -> None:
+        super().__init__()
+        self.model, self.tower = model, tower
+        self.visual_projection = nn.Linear(VIT["hidden_size"], JOINT, bias=False)
+        self.dense = nn.Linear(VIT["hidden_size"], 4 * (CLASSES + len(DENSE_COLOUR)))
+        self.temperature = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, batch: Batch, answers: bool) -> dict[str, Tensor]:
+        """The losses by name; without `answers` the decoder does not run."""
+        feature, cls = encode(self.model.model.vision_tower, batch.pixels)
+        losses = {"dense": self.dense_loss(feature[:, 1:], batch.dense), "contrast": self.contrast(cls, batch.caption)}
+        if answers:
+            losses["answer"] = F.cross_entropy(*self.answer_logits(feature[:, 1:], batch))
+        return losses
+
+    def dense_loss(self, patches: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of class and colour of each 4 x 4 px cell; background counts a tenth."""
+        logits = self.dense(patches).unflatten(-1, (4, -1))
+        what, colour = logits.split((CLASSES, len(DENSE_COLOUR)), dim=-1)
+        total = patches.new_zeros(())
+        for part, target in ((what, labels[..., 0]), (colour, labels[..., 1])):
+            weight = part.new_ones(part.shape[-1])
+            weight[0] = 0.1
+            total = total + F.cross_entropy(part.flatten(0, 2), target.flatten(), weight, ignore_index=-100)
+        return total
+
+    def contrast(self, cls: Tensor, caption: Tensor) -> Tensor:
+        """Symmetric cross-entropy of pictures against captions inside the batch (CLIP, arXiv 2103.00020)."""
+        mask = (caption != self.tower.config.pad_token_id).long()
+        text = F.normalize(self.tower(input_ids=caption, attention_mask=mask).text_embeds, dim=-1)
+        picture = F.normalize(self.visual_projection(cls), dim=-1)
+        logits = picture @ text.T * self.temperature.clamp(max=4.0).exp()
+        target = torch.arange(len(logits), device=logits.device)
+        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+    def answer_logits(self, patches: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits and targets at the answer positions: (M, V), (M,)."""
+        core = self.model.model
+        picture = core.multi_modal_projector(patches)
+        words = core.language_model.embed_tokens(batch.text)
+        start = core.language_model.embed_tokens(torch.full_like(batch.text[:, :1], self.model.config.text_config.bos_token_id))
+        embeds = torch.cat([start, picture, words], dim=1)
+        prefix = 1 + GRID * GRID
+        places = torch.arange(prefix, device=embeds.device).expand(len(embeds), -1)
+        hidden = core.language_model(
+            inputs_embeds=embeds,
+            attention_mask=turn_mask(batch.turn, prefix),
+            position_ids=torch.cat([places, prefix + batch.place], dim=1),
+            use_cache=False,
+        ).last_hidden_state[:, prefix:]
+        wanted = batch.target != -100
+        return self.model.lm_head(hidden[wanted]), batch.target[wanted]
+
+
+def turn_mask(turn: Tensor, prefix: int) -> Tensor:
+    """(B, 1, S, S) bool: the picture causally, each turn the picture and its own past; padding sees itself only through its diagonal."""
+    b, length = turn.shape
+    whole = torch.cat([turn.new_full((b, prefix), -2), turn], dim=1)
+    size = prefix + length
+    causal = torch.ones(size, size, dtype=torch.bool, device=turn.device).tril()
+    same = whole[:, :, None] == whole[:, None, :]
+    sees = same | (whole == -2)[:, None, :]
+    return (causal & sees)[:, None]
