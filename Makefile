@@ -12,7 +12,7 @@ export OMP_NUM_THREADS
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fast lint clean
+.PHONY: help setup demo lint format test fast clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ demo: $(STAMP) ## Run the whole pipeline, small, on the embedded model
 lint: $(STAMP) ## Check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## Put every file into the format that lint checks
+	$(BIN)/ruff check --fix --quiet . || true
+	$(BIN)/ruff format .
 
 test: lint ## Check style and format, then run every test (ARGS="-k name" narrows)
 	$(BIN)/python -m pytest $(ARGS)
