@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def decode_block(shape: DecoderShape, cached: int | Sequence[int]) -> int:
     Raises:
         ValueError: a number below 0, or not one for each head.
     """
-    if isinstance(cached, int):
+    if isinstance(cached, Integral):
         return decoder_block(shape, 1, cached)
     if len(cached) != shape.kv_heads:
         raise ValueError(f"cached has {len(cached)} numbers for {shape.kv_heads} key-value heads")
@@ -224,7 +225,7 @@ def kv_bytes(shape: DecoderShape, entries_per_layer: Sequence[int | Sequence[int
         entries_per_layer: for each layer the entries of every head, or a sequence with one number for each head.
         bytes_per_value: 2 for 16-bit floats.
     """
-    heads = [[each] * shape.kv_heads if isinstance(each, int) else each for each in entries_per_layer]
+    heads = [[each] * shape.kv_heads if isinstance(each, Integral) else each for each in entries_per_layer]
     return 2 * bytes_per_value * shape.head_dim * sum(sum(layer) for layer in heads)
 
 

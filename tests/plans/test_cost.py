@@ -1,5 +1,6 @@
 """The cost model against figures worked out from published shapes, and against the figures that papers print."""
 
+import numpy as np
 import pytest
 
 from foveate.plans.cost import (
@@ -108,6 +109,10 @@ class TestByHand:
     def test_kv_bytes_of_ragged_layers_and_heads(self):
         assert kv_bytes(SMALL, [3, 5], 4) == 2 * 4 * 2 * 2 * (3 + 5)
         assert kv_bytes(SMALL, [[3, 1], 5], 4) == 2 * 4 * 2 * (3 + 1 + 2 * 5)
+
+    def test_counts_from_numpy_are_numbers_too(self):
+        assert decode_block(SMALL, np.int64(5)) == decode_block(SMALL, 5)
+        assert kv_bytes(SMALL, np.array([3, 5]), 4) == kv_bytes(SMALL, [3, 5], 4)
 
     def test_rows_of_attention_on_demand(self):
         assert query_rows(SMALL, 9) == 2 * 8 * 8 + 2 * 9 * 8 * 4 + 2 * 9 * 8

@@ -195,12 +195,13 @@ class TestGrid:
         assert actions(legal_mask(TABLE, "projector", UNCOMPRESSED, GRID, grid_broken=True)) == {(0, 0)}
         assert len(actions(legal_mask(TABLE, "projector", self.irregular, GRID, grid_broken=False))) == 3
 
-    def test_the_flag_also_decides_what_may_complete_a_plan(self):
+    def test_the_flag_also_decides_what_may_complete_a_plan_even_with_a_shared_cache(self):
+        cache = {}
         prices = dict.fromkeys(all_plans(OWN), 100) | {Plan.of(projector=("average_pool", 0.25)): 10}
-        whole = legal_mask(TABLE, "outside", UNCOMPRESSED, GRID, budget=10, cost=prices.__getitem__)
-        assert actions(whole) == {(0, 0)}
+        arguments = {"budget": 10, "cost": prices.__getitem__, "cache": cache}
+        assert actions(legal_mask(TABLE, "outside", UNCOMPRESSED, GRID, **arguments)) == {(0, 0)}
         with pytest.raises(ValueError, match="cheapest plan, none at 100"):
-            legal_mask(TABLE, "outside", UNCOMPRESSED, GRID, grid_broken=True, budget=10, cost=prices.__getitem__)
+            legal_mask(TABLE, "outside", UNCOMPRESSED, GRID, grid_broken=True, **arguments)
 
 
 def test_a_plan_is_refused_at_its_first_fault():
