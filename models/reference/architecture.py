@@ -1,7 +1,9 @@
-"""The reference model's shape: a CLIP-type ViT with CLS, an MLP projector, a LLaMA decoder that dominates the cost, and a text tower.
+"""The reference model's shape: a CLIP-type ViT with CLS, an MLP projector, a LLaMA decoder that dominates the cost,
+and a text tower.
 
-The shape mirrors a real LLaVA: the decoder reads the ViT's second-to-last block, CLS is trained by contrast with captions in the last
-one, and multi-layer methods have room (six ViT blocks run for the decoder, eight decoder layers).
+The shape mirrors a real LLaVA: the decoder reads the ViT's second-to-last block, CLS is trained by contrast with
+captions in the last one, and multi-layer methods have room (six ViT blocks run for the decoder, eight decoder
+layers).
 """
 
 from __future__ import annotations
@@ -71,7 +73,8 @@ def build_text_tower(tokenizer: PreTrainedTokenizerBase) -> CLIPTextModelWithPro
 
 
 def grow(small: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> LlavaForConditionalGeneration:
-    """A model of full depth that computes what `small` computes: behind each layer an identity (its two output matrices are zero).
+    """A model of full depth that computes what `small` computes: behind each layer an identity (its two output
+    matrices are zero).
 
     Source: block expansion, LLaMA Pro, https://arxiv.org/abs/2401.02415.
 
@@ -97,7 +100,8 @@ def grow(small: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBas
 
 
 def encode(vision: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """The ViT: pixels (B, 3, 96, 96) -> states that feed the projector (B, 145, 96) and last CLS after its norm (B, 96)."""
+    """The ViT: pixels (B, 3, 96, 96) -> states that feed the projector (B, 145, 96) and last CLS after its norm (B,
+    96)."""
     x = vision.pre_layrnorm(vision.embeddings(pixels))
     feature = x
     for layer in vision.encoder.layers:

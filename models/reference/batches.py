@@ -1,7 +1,7 @@
 """Training batches: pictures with several packed question-answer turns each, drawn from the tasks' host-train split.
 
-All turns of a picture share one sequence: each turn sees the picture and itself, never another turn, and its positions start where a
-lone question's would. So the picture's part of the decoder is paid once.
+All turns of a picture share one sequence: each turn sees the picture and itself, never another turn, and its
+positions start where a lone question's would. So the picture's part of the decoder is paid once.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ CAPTION = 32
 
 @dataclass
 class Batch:
-    """B pictures. pixels (B, 3, H, W) float32; text, turn, place, target (B, TEXT) int64: token, its turn (-1 = padding), its position
-    behind the picture, the token to predict there (-100 = none); caption (B, CAPTION); dense (B, 144, 4, 2) class and colour of each
-    patch's four cells (-100 = unlabelled)."""
+    """B pictures. pixels (B, 3, H, W) float32; text, turn, place, target (B, TEXT) int64: token, its turn (-1 =
+    padding), its position behind the picture, the token to predict there (-100 = none); caption (B, CAPTION); dense
+    (B, 144, 4, 2) class and colour of each patch's four cells (-100 = unlabelled)."""
 
     pixels: Tensor
     text: Tensor
@@ -79,12 +79,15 @@ class Pictures(Dataset):
     def __getitem__(self, i: int) -> tuple[Sample, np.ndarray, list[int]]:
         regime = random.Random(f"{self.seed}/{i}").choices(self.regimes, self.weights)[0]
         sample = regime_sample(regime, "host-train", i)
-        caption = self.tokenizer(sample.caption, truncation=True, max_length=CAPTION - 1).input_ids + [self.tokenizer.eos_token_id]
+        caption = self.tokenizer(sample.caption, truncation=True, max_length=CAPTION - 1).input_ids + [
+            self.tokenizer.eos_token_id
+        ]
         return sample, pack(sample, self.tokenizer), caption
 
 
 class Steps(Sampler):
-    """Batches of consecutive pictures from step `start` on, so that a resumed run draws what the first one would have."""
+    """Batches of consecutive pictures from step `start` on, so that a resumed run draws what the first one would
+    have."""
 
     def __init__(self, start: int, steps: int, size: int) -> None:
         self.start, self.steps, self.size = start, steps, size
@@ -121,7 +124,13 @@ def normalised(images: np.ndarray) -> Tensor:
 
 
 def batches(
-    weights: dict[str, float], tokenizer: PreTrainedTokenizerBase, seed: int, start: int, steps: int, size: int, workers: int
+    weights: dict[str, float],
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    start: int,
+    steps: int,
+    size: int,
+    workers: int,
 ) -> DataLoader:
     """Batches of steps start..steps - 1, rendered by `workers` processes (0 = in this one)."""
     return DataLoader(

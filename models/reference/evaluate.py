@@ -1,6 +1,6 @@
 """Accuracy per regime of the reference model, with the picture and without it.
 
-    python -m foveate.models.reference.evaluate --split test --count 200
+Run it as `python -m foveate.models.reference.evaluate --split test --count 200`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ from foveate.tasks.registry import TASKS, regime_sample
 
 
 @torch.no_grad()
-def right(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, samples: list[Sample], blind: bool) -> list[list[bool]]:
-    """For each sample, whether greedy decoding gives each packed turn's answer exactly (arg-max right at every position, end included)."""
+def right(
+    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, samples: list[Sample], blind: bool
+) -> list[list[bool]]:
+    """For each sample, whether greedy decoding gives each packed turn's answer exactly (arg-max right at every
+    position, end included)."""
     images = np.stack([np.full_like(s.image, 128) if blind else s.image for s in samples])
     packed = torch.from_numpy(np.stack([pack(s, tokenizer) for s in samples])).to(model.device)
     core, prefix = model.model, 1 + GRID * GRID
@@ -40,7 +43,9 @@ def right(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBa
         inputs_embeds=embeds, attention_mask=turn_mask(turn, prefix), position_ids=places, use_cache=False
     ).last_hidden_state[:, prefix:]
     hit = (model.lm_head(hidden).argmax(-1) == target) | (target == -100)
-    return [[bool(hit[row][turn[row] == t].all()) for t in range(int(turn[row].max()) + 1)] for row in range(len(samples))]
+    return [
+        [bool(hit[row][turn[row] == t].all()) for t in range(int(turn[row].max()) + 1)] for row in range(len(samples))
+    ]
 
 
 def usable_regimes() -> list[str]:
@@ -49,12 +54,19 @@ def usable_regimes() -> list[str]:
 
 
 def accuracy(
-    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, split: str, count: int, blind: bool = False, size: int = 32
+    model: LlavaForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    split: str,
+    count: int,
+    blind: bool = False,
+    size: int = 32,
 ) -> dict[str, float]:
     """Regime -> share of questions answered exactly, over `count` pictures a regime."""
     model.eval()
     table = {}
-    for regime in track(usable_regimes(), description=f"{split}{' blind' if blind else ''}", disable=not sys.stderr.isatty()):
+    for regime in track(
+        usable_regimes(), description=f"{split}{' blind' if blind else ''}", disable=not sys.stderr.isatty()
+    ):
         hits: list[bool] = []
         for first in range(0, count, size):
             samples = [regime_sample(regime, split, i) for i in range(first, min(first + size, count))]
@@ -77,11 +89,14 @@ def main(argv: list[str] | None = None) -> None:
     model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.float32)
     tokenizer = build_tokenizer()
     seen, blind = (accuracy(model, tokenizer, args.split, args.count, blind=b) for b in (False, True))
-    print(f"{'regime':<12} {'accuracy':>8} {'blind':>8}   ({args.split}, {args.count} pictures a regime, at most {TEXT} text tokens each)")
+    print(f"{args.split} split, {args.count} pictures a regime, at most {TEXT} text tokens each")
+    print(f"{'regime':<12} {'accuracy':>8} {'blind':>8}")
     for regime, value in seen.items():
         print(f"{regime:<12} {value:>8.3f} {blind[regime]:>8.3f}")
     if args.out:
-        args.out.write_text(json.dumps({"split": args.split, "count": args.count, "accuracy": seen, "blind": blind}, indent=1) + "\n")
+        args.out.write_text(
+            json.dumps({"split": args.split, "count": args.count, "accuracy": seen, "blind": blind}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

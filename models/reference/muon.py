@@ -1,9 +1,10 @@
 """Muon with the orthogonalisation in float32.
 
-`torch.optim.Muon` casts to bfloat16 inside, which a CPU without bfloat16 instructions emulates some seventy times slower than float32.
-Matrices of one shape are orthogonalised together, as one batched product.
+`torch.optim.Muon` casts to bfloat16 inside, which a CPU without bfloat16 instructions emulates some seventy times
+slower than float32. Matrices of one shape are orthogonalised together, as one batched product.
 
-Source: Jordan et al., https://kellerjordan.github.io/posts/muon/; learning rates matched to AdamW's update size after https://arxiv.org/abs/2502.16982.
+Source: Jordan et al., https://kellerjordan.github.io/posts/muon/; learning rates matched to AdamW's update size after
+https://arxiv.org/abs/2502.16982.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class Muon(torch.optim.Optimizer):
         weight_decay: decoupled.
     """
 
-    def __init__(self, params: list[nn.Parameter], lr: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
+    def __init__(
+        self, params: list[nn.Parameter], lr: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.01
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()

@@ -1,7 +1,8 @@
 """What the reference model is trained on: answers, what covers each patch, and captions.
 
-Dense labels and captions come free with generated pictures. Without the dense loss a small ViT does not learn shapes in reasonable time;
-without the caption loss no gradient reaches CLS, and methods that rank by CLS attention rank noise.
+Dense labels and captions come free with generated pictures. Without the dense loss a small ViT does not learn shapes
+in reasonable time; without the caption loss no gradient reaches CLS, and methods that rank by CLS attention rank
+noise.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ class Learner(nn.Module):
     """The model with the parts that only training needs.
 
     Attributes:
-        model: what ships. tower: the text tower, ships too. visual_projection: CLS -> joint space, ships with the tower.
+        model: what ships. tower: the text tower, ships too. visual_projection: CLS -> joint space, ships with the
+        tower.
         dense: 4 cells x (class, colour) logits from each patch. temperature: log of the contrast's inverse temperature.
     """
 
@@ -66,7 +68,9 @@ class Learner(nn.Module):
         core = self.model.model
         picture = core.multi_modal_projector(patches)
         words = core.language_model.embed_tokens(batch.text)
-        start = core.language_model.embed_tokens(torch.full_like(batch.text[:, :1], self.model.config.text_config.bos_token_id))
+        start = core.language_model.embed_tokens(
+            torch.full_like(batch.text[:, :1], self.model.config.text_config.bos_token_id)
+        )
         embeds = torch.cat([start, picture, words], dim=1)
         prefix = 1 + GRID * GRID
         places = torch.arange(prefix, device=embeds.device).expand(len(embeds), -1)
@@ -81,7 +85,8 @@ class Learner(nn.Module):
 
 
 def turn_mask(turn: Tensor, prefix: int) -> Tensor:
-    """(B, 1, S, S) bool: the picture causally, each turn the picture and its own past; padding sees itself only through its diagonal."""
+    """(B, 1, S, S) bool: the picture causally, each turn the picture and its own past; padding sees itself only
+    through its diagonal."""
     b, length = turn.shape
     whole = torch.cat([turn.new_full((b, prefix), -2), turn], dim=1)
     size = prefix + length

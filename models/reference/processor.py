@@ -1,7 +1,7 @@
 """Words, characters and pixels: the reference model's tokenizer and HF processor.
 
-Words of the question templates, colours, shapes and picture classes are whole tokens; every other word and every number is spelled
-character by character, so that any string can be asked for and read.
+Words of the question templates, colours, shapes and picture classes are whole tokens; every other word and every
+number is spelled character by character, so that any string can be asked for and read.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from foveate.models.reference.architecture import GRID, PATCH, PIXELS
 from foveate.tasks.base import CHARACTERS, COLOURS, PICTURES, SHAPES
 from foveate.tasks.questions import WORDINGS
 
-SPECIAL = ("<pad>", "<s>", "<unk>", "</s>", "<image>", "<answer>")  # </s> is not 2: CLIP text models treat 2 as a legacy case
+# `</s>` must not be id 2: CLIP text models take that id as the sign of a legacy tokenizer.
+SPECIAL = ("<pad>", "<s>", "<unk>", "</s>", "<image>", "<answer>")
 SIZE = 256  # ids, spare ones included
 EXTRA = (
     "left right above below of top bottom middle yes no none a an and the on with page text number word chart table "
     "receipt form picture photo digit digits plate bar bars object objects plain"
 ).split()
 CHAT = (
-    "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}"
-    "{% endfor %}{% if m['role'] == 'user' %}<answer>{% else %}</s>{% endif %}{% endfor %}"
+    "{% for m in messages %}{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
+    "{% if m['role'] == 'user' %}<answer>{% else %}</s>{% endif %}{% endfor %}"
 )
 
 

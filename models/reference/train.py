@@ -1,11 +1,14 @@
-"""The recipe of the reference model: learn to see, learn to answer with half the decoder, grow it, learn to answer with all of it.
+"""The recipe of the reference model: learn to see, learn to answer with half the decoder, grow it, learn to answer
+with all of it.
 
     python -m foveate.models.reference.train --out runs/reference              # resumable: run it again to go on
-    python -m foveate.models.reference.train --out runs/reference --export     # write the package's weights from the checkpoint
+    python -m foveate.models.reference.train --out runs/reference --export     # write the package's weights from the
+    checkpoint
 
-Stages: `see` trains the ViT alone (patch labels and captions); `small` trains the whole model with every second decoder layer; `full`
-starts from the grown model, which computes the same at first. Learning rates rise over 100 steps, stay, and fall to a twentieth over the
-last fifth of the last stage. On a GPU, give more steps and `--batch 256`; `--device auto` picks it.
+Stages: `see` trains the ViT alone (patch labels and captions); `small` trains the whole model with every second
+decoder layer; `full` starts from the grown model, which computes the same at first. Learning rates rise over 100
+steps, stay, and fall to a twentieth over the last fifth of the last stage. On a GPU, give more steps and `--batch
+256`; `--device auto` picks it.
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ HARD = {
 
 @dataclass
 class Settings:
-    """One run. Steps are per stage; `batch` pictures a step; rates are peaks (Muon for matrices of layers, AdamW for the rest)."""
+    """One run. Steps are per stage; `batch` pictures a step; rates are peaks (Muon for matrices of layers, AdamW for
+    the rest)."""
 
     out: Path
     see: int = 1200
@@ -70,7 +74,10 @@ def optimisers(module: Learner, settings: Settings) -> list[torch.optim.Optimize
     for name, p in module.named_parameters():
         inside = p.ndim == 2 and ".layers." in name and not name.startswith("tower")
         (matrices if inside else rest).append(p)
-    return [Muon(matrices, lr=settings.muon_lr), torch.optim.AdamW(rest, lr=settings.adam_lr, betas=(0.9, 0.98), weight_decay=0.01)]
+    return [
+        Muon(matrices, lr=settings.muon_lr),
+        torch.optim.AdamW(rest, lr=settings.adam_lr, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
 
 
 def rate(step: int, steps: int, warm: int = 100, fall: float = 0.2) -> float:
@@ -136,7 +143,13 @@ class Run:
         weights = {regime: HARD.get(regime, 1.0) for regime in usable_regimes()}
         offset = STAGES.index(self.stage) * 10**7 // self.settings.batch  # each stage draws pictures of its own
         loader = batches(
-            weights, tokenizer, self.settings.seed, offset + self.step, offset + steps, self.settings.batch, self.settings.workers
+            weights,
+            tokenizer,
+            self.settings.seed,
+            offset + self.step,
+            offset + steps,
+            self.settings.batch,
+            self.settings.workers,
         )
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, disable=not sys.stderr.isatty()) as bar:
@@ -148,7 +161,9 @@ class Run:
                 self.step += 1
                 self.seconds += time.perf_counter() - began
                 mean = {k: 0.95 * mean.get(k, v) + 0.05 * v for k, v in losses.items()}
-                bar.update(task, advance=1, description=f"{self.stage} " + " ".join(f"{k} {v:.3f}" for k, v in mean.items()))
+                bar.update(
+                    task, advance=1, description=f"{self.stage} " + " ".join(f"{k} {v:.3f}" for k, v in mean.items())
+                )
                 if self.step % self.settings.save_every == 0 or self.step == steps:
                     self.save()
                     self.log(losses=mean)
@@ -160,9 +175,13 @@ class Run:
         seeing = self.stage == "see"
         with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
             losses = self.module(batch.to(self.device), answers=not seeing)
-        total = sum(({"dense": 1.0, "contrast": 0.2} if seeing else WEIGHT)[name] * value for name, value in losses.items())
+        total = sum(
+            ({"dense": 1.0, "contrast": 0.2} if seeing else WEIGHT)[name] * value for name, value in losses.items()
+        )
         if not torch.isfinite(total):
-            raise FloatingPointError(f"stage {self.stage}, step {self.step}: loss is {float(total)}; last checkpoint {self.path}")
+            raise FloatingPointError(
+                f"stage {self.stage}, step {self.step}: loss is {float(total)}; last checkpoint {self.path}"
+            )
         total.backward()
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         for optimiser, peak in zip(self.optimisers, (self.settings.muon_lr, self.settings.adam_lr), strict=True):
@@ -185,7 +204,10 @@ def export(module: Learner, folder: Path) -> None:
     build_processor().save_pretrained(folder)
     tower = folder / "text_tower"
     module.tower.to(torch.bfloat16).save_pretrained(tower)
-    save_file({"weight": module.visual_projection.weight.detach().to(torch.bfloat16).contiguous()}, tower / "visual_projection.safetensors")
+    save_file(
+        {"weight": module.visual_projection.weight.detach().to(torch.bfloat16).contiguous()},
+        tower / "visual_projection.safetensors",
+    )
 
 
 def parse(argv: list[str] | None) -> tuple[Settings, bool]:
@@ -193,7 +215,9 @@ def parse(argv: list[str] | None) -> tuple[Settings, bool]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in asdict(Settings(Path("runs/reference"))).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=Path if name == "out" else type(value), default=value)
-    parser.add_argument("--export", action="store_true", help="write the checkpoint's weights into the package and stop")
+    parser.add_argument(
+        "--export", action="store_true", help="write the checkpoint's weights into the package and stop"
+    )
     flags = vars(parser.parse_args(argv))
     only = flags.pop("export")
     return Settings(**flags), only
