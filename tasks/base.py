@@ -59,7 +59,7 @@ class Sample:
         turns: the questions, in the order they are asked.
         caption: short description of what is on the picture.
         dense: (24, 24, 2) int16, for each 4 x 4 px cell the class (DENSE_WHAT) and the colour (DENSE_COLOUR) that
-            cover most of its labelled pixels; 0 where fewer than a quarter of the pixels are labelled. None = no labels.
+            cover most of its labelled pixels; 0 where fewer than a quarter of them are labelled. None = no labels.
     """
 
     id: str
@@ -114,7 +114,7 @@ def check_address(split: str, index: int) -> None:
 
 
 def normalise(text: str) -> str:
-    """Lower case, single spaces, no space beside a digit, no closing full stop: the form in which answers are compared."""
+    """The form in which answers are compared: lower case, single spaces, none beside a digit, no closing full stop."""
     text = re.sub(r"\s+", " ", text.strip().lower()).rstrip(". ")
     return re.sub(r"\s*(\d)\s*", r"\1", text)
 

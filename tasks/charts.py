@@ -52,10 +52,19 @@ class Charts(GeneratedTask):
                 canvas.draw.line((left, y, IMAGE_SIZE - 2, y), fill=canvas.jitter((140, 140, 140), 10))
                 if tick % 2 == 1:
                     text = str(tick * step)
-                    canvas.text(left - 3 - text_width(face, size, text), round(y + cap_height(face, size) / 2), text, face, size, ink)
+                    canvas.text(
+                        left - 3 - text_width(face, size, text),
+                        round(y + cap_height(face, size) / 2),
+                        text,
+                        face,
+                        size,
+                        ink,
+                    )
         pitch = (IMAGE_SIZE - 3 - left) / len(values)
         thick = pitch * rng.uniform(0.5, 0.75)
-        for number, (label, value, colour) in enumerate(zip(programme["labels"], values, programme["colours"], strict=True)):
+        for number, (label, value, colour) in enumerate(
+            zip(programme["labels"], values, programme["colours"], strict=True)
+        ):
             middle, top = left + pitch * (number + 0.5), floor - value * scale
             _bar(canvas, (middle - thick / 2, top, middle + thick / 2, floor), colour)
             canvas.text(middle - text_width(face, size, label) / 2, IMAGE_SIZE - 4, label, face, size, ink)
@@ -81,7 +90,9 @@ class Charts(GeneratedTask):
                     canvas.text(x - text_width(face, size, text) / 2, IMAGE_SIZE - 3, text, face, size, ink)
         pitch = (bottom - 2) / len(values)
         thick = pitch * rng.uniform(0.5, 0.75)
-        for number, (label, value, colour) in enumerate(zip(programme["labels"], values, programme["colours"], strict=True)):
+        for number, (label, value, colour) in enumerate(
+            zip(programme["labels"], values, programme["colours"], strict=True)
+        ):
             middle, tip = 2 + pitch * (number + 0.5), left + value * scale
             _bar(canvas, (left, middle - thick / 2, tip, middle + thick / 2), colour)
             baseline = round(middle + cap_height(face, size) / 2)

@@ -63,7 +63,7 @@ def scans_of(split: str) -> dict[int, tuple[int, ...]]:
 
 
 def _outermost(cells: list[int]) -> dict[str, int]:
-    """For "left", "right", "top" and "bottom" the number of the digit that has that outermost column or row to itself."""
+    """For "left", "right", "top", "bottom" the number of the digit that has that outermost column or row to itself."""
     places, found = [(cell % SIDE, cell // SIDE) for cell in cells], {}
     for name, axis, end in (("left", 0, min), ("right", 0, max), ("top", 1, min), ("bottom", 1, max)):
         edge = end(place[axis] for place in places)
@@ -88,7 +88,11 @@ class Digits(GeneratedTask):
         if rng.random() < 0.5:
             n = rng.randint(2, 4)
             first = rng.randint(1, 9)
-            return {"layout": "row", "digits": [first, *(rng.randrange(10) for _ in range(n - 1))], "row": rng.randrange(3)}
+            return {
+                "layout": "row",
+                "digits": [first, *(rng.randrange(10) for _ in range(n - 1))],
+                "row": rng.randrange(3),
+            }
         n = rng.randint(1, 6)
         cells = sorted(rng.sample(range(SIDE * SIDE), n))
         if n > 1 and not _outermost(cells):

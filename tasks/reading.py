@@ -27,7 +27,11 @@ class Reading(GeneratedTask):
         lines = []
         for number in range(n):
             is_word = (kind == "word") == (number == odd) if rng.random() < 0.7 else rng.random() < 0.5
-            text = rng.choice(WRITTEN) if is_word else str(rng.randrange(10 ** (size := rng.randint(1, 4)), 10 ** (size + 1)))
+            text = (
+                rng.choice(WRITTEN)
+                if is_word
+                else str(rng.randrange(10 ** (size := rng.randint(1, 4)), 10 ** (size + 1)))
+            )
             lines.append([text, slots[number], plates[number] if rng.random() < 0.6 else None])
         return {"lines": lines, "rows": max(n, 3)}
 

@@ -9,11 +9,14 @@ from foveate.tasks.base import Sample, Task, check_address
 from foveate.tasks.charts import Charts
 from foveate.tasks.digits import Digits
 from foveate.tasks.documents import Documents
+from foveate.tasks.easy_vqa import EasyVQA
+from foveate.tasks.pictures import Pictures
 from foveate.tasks.reading import Reading
 from foveate.tasks.scenes import Scenes
 from foveate.tasks.splits import stream
 
-TASKS: dict[str, Task] = {task.name: task for task in (Scenes(), Reading(), Documents(), Charts(), Digits())}
+BUILT_IN = (Scenes(), Reading(), Documents(), Charts(), Digits(), Pictures(), EasyVQA())
+TASKS: dict[str, Task] = {task.name: task for task in BUILT_IN}
 
 
 def get_task(name: str) -> Task:

@@ -174,7 +174,9 @@ class Canvas:
     def plate(self, box: tuple[int, int, int, int], colour: str) -> RGB:
         """Draw a coloured plate with round corners; returns its exact colour."""
         rgb = self.jitter(PALETTE[colour])
-        self.draw.rounded_rectangle((box[0], box[1], box[2] - 1, box[3] - 1), radius=self.rng.choice((0, 2, 4)), fill=rgb)
+        self.draw.rounded_rectangle(
+            (box[0], box[1], box[2] - 1, box[3] - 1), radius=self.rng.choice((0, 2, 4)), fill=rgb
+        )
         self.label(box, "plate", colour)
         return rgb
 

@@ -67,7 +67,9 @@ class Scenes(GeneratedTask):
         if pairs is None:
             return None
         cells = rng.sample(range(CELLS[regime] ** 2), len(pairs))
-        things = sorted([c, s, cell, rng.randrange(len(SIZES[regime]))] for (c, s), cell in zip(pairs, cells, strict=True))
+        things = sorted(
+            [c, s, cell, rng.randrange(len(SIZES[regime]))] for (c, s), cell in zip(pairs, cells, strict=True)
+        )
         programme = {"things": things}
         if regime == "relations" and len(self._relation_asks(things, rng)) < 2:
             return None
@@ -134,8 +136,13 @@ class Scenes(GeneratedTask):
         colours, shapes = Counter(c for c, _ in pairs), Counter(s for _, s in pairs)
         asks = [Ask("count_objects", {}, (str(len(pairs)),))]
         # the larger groups first: asking about every group would make "1" the best guess
-        for counts, names, template, slot in ((shapes, SHAPES, "count_of", "things"), (colours, COLOURS, "count_colour", "colour")):
-            name = max(sorted(counts), key=lambda key: counts[key]) if rng.random() < 0.75 else rng.choice(sorted(counts))
+        for counts, names, template, slot in (
+            (shapes, SHAPES, "count_of", "things"),
+            (colours, COLOURS, "count_colour", "colour"),
+        ):
+            name = (
+                max(sorted(counts), key=lambda key: counts[key]) if rng.random() < 0.75 else rng.choice(sorted(counts))
+            )
             if rng.random() < 0.05 and len(counts) < len(names):
                 name = rng.choice([other for other in names if other not in counts])
             asks.append(Ask(template, {slot: plural(name) if slot == "things" else name}, (str(counts[name]),)))

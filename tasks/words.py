@@ -13,7 +13,9 @@ LABELS = (
     "zoe anna carl emma hugo ivan lena lisa mark nina otto paul rosa"
 ).split()
 
-ITEMS = "tea milk rice soup cake nuts bread eggs fish corn salt jam ham oil pie figs plum pear lime leek kale oats beer soap".split()
+ITEMS = (
+    "tea milk rice soup cake nuts bread eggs fish corn salt jam ham oil pie figs plum pear lime leek kale oats soap"
+).split()
 
 HEADERS = "jan feb mar apr may jun jul aug sep oct nov dec mon tue wed thu fri sat sun low mid top old new".split()
 

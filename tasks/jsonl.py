@@ -1,0 +1,186 @@
+"""The user's own data: one JSON object a line, pictures beside it in a folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from foveate.tasks.base import Sample, TaskDataError, Turn
+from foveate.tasks.splits import digest
+
+MAX_PIXELS = 64_000_000  # a picture above this is refused before it is decoded
+KEYS = {"image", "question", "answers", "turns", "regime", "split", "family", "id", "caption"}
+
+
+def read_jsonl(
+    path: str | Path,
+    root: str | Path | None = None,
+    on_error: str = "skip",
+    report: Callable[[str], None] | None = None,
+) -> Iterator[Sample]:
+    """Samples of a JSONL file, one after the other: the file is never held in memory.
+
+    A row is {"image": "a.png", "question": "...", "answers": ["..."]} or {"image": ..., "turns": [{"question": ...,
+    "answers": [...]}, ...]}, with "regime", "split", "family", "id" and "caption" if wanted. `answers` may be null: the
+    row is then label-free. Blank lines are passed over. Pictures keep their size; they are turned as their EXIF data
+    says and made RGB.
+
+    Args:
+        path: the JSONL file, UTF-8.
+        root: folder that picture paths start from; default: the folder of the file.
+        on_error: "skip" reports a bad row and goes on, "raise" stops at it.
+        report: takes one line for every skipped row; default: standard error.
+
+    Raises:
+        ValueError: `on_error` is neither "skip" nor "raise".
+        TaskDataError: the file cannot be read; with "raise" also the first bad row.
+    """
+    if on_error not in ("skip", "raise"):
+        raise ValueError(f"on_error is {on_error!r}, choose 'skip' or 'raise'")
+    path = Path(path)
+    if not path.is_file():
+        raise TaskDataError(f"{path}: file not found")
+    return _rows(path, Path(root) if root is not None else path.parent, on_error, report or _to_stderr)
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _rows(path: Path, root: Path, on_error: str, report: Callable[[str], None]) -> Iterator[Sample]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                sample = _sample(line, number, path, root)
+            except TaskDataError as error:
+                message = f"{path.name}:{number}: {error}"
+                if on_error == "raise":
+                    raise TaskDataError(message) from error
+                report(message)
+                continue
+            yield sample
+
+
+def _sample(line: bytes, number: int, path: Path, root: Path) -> Sample:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise TaskDataError(f"not UTF-8 (byte {error.start})") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise TaskDataError(f"not valid JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise TaskDataError(f"expected a JSON object, found {type(row).__name__}")
+    unknown = sorted(set(row) - KEYS)
+    if unknown:
+        raise TaskDataError(f"unknown key {unknown[0]!r}, known are {', '.join(sorted(KEYS))}")
+    turns = _turns(row)
+    name = _text(row, "image", None)
+    image = load_image(root, name)
+    return Sample(
+        id=_text(row, "id", f"{path.stem}/{number}"),
+        task=path.stem,
+        regime=_text(row, "regime", path.stem),
+        split=_text(row, "split", "user"),
+        family=_text(row, "family", digest([path.stem, name])),
+        index=number - 1,
+        image=image,
+        turns=turns,
+        caption=_text(row, "caption", ""),
+    )
+
+
+def _text(row: dict[str, Any], key: str, default: str | None) -> str:
+    value = row.get(key, default)
+    if value is None:
+        raise TaskDataError(f"{key} is missing")
+    if not isinstance(value, str) or (not value.strip() and value != default):
+        raise TaskDataError(f"{key} is {value!r}, expected text")
+    return value
+
+
+def _turns(row: dict[str, Any]) -> tuple[Turn, ...]:
+    if "turns" not in row:
+        return (_turn(row, "question"),)
+    if "question" in row or "answers" in row:
+        raise TaskDataError("give either turns or question and answers, not both")
+    rows = row["turns"]
+    if not isinstance(rows, list) or not rows:
+        raise TaskDataError("turns is empty or no list")
+    for position, turn in enumerate(rows):
+        if not isinstance(turn, dict):
+            raise TaskDataError(f"turns[{position}] is no JSON object")
+        extra = sorted(set(turn) - {"question", "answers"})
+        if extra:
+            raise TaskDataError(f"turns[{position}] has the unknown key {extra[0]!r}, known are answers, question")
+    return tuple(_turn(turn, f"turns[{position}].question") for position, turn in enumerate(rows))
+
+
+def _turn(row: dict[str, Any], where: str) -> Turn:
+    question = row.get("question")
+    if not isinstance(question, str) or not question.strip():
+        raise TaskDataError(f"{where} is empty or missing")
+    place = where.replace("question", "answers")
+    if "answers" not in row:
+        raise TaskDataError(f"{place} is missing (null marks a label-free row)")
+    answers = row["answers"]
+    if answers is None:
+        return Turn(question, (), "user")
+    if not isinstance(answers, list) or not answers:
+        raise TaskDataError(f"{place} is empty or no list (null marks a label-free row)")
+    bad = [answer for answer in answers if not isinstance(answer, str) or not answer.strip()]
+    if bad:
+        raise TaskDataError(f"{place} holds {bad[0]!r}, expected text")
+    return Turn(question, tuple(answers), "user")
+
+
+def load_image(root: Path, name: str) -> np.ndarray:
+    """A picture as (H, W, 3) uint8: turned as its EXIF data says, grey, palette, CMYK, 16-bit and alpha made RGB.
+
+    Args:
+        root: folder that `name` starts from (an absolute name stands for itself).
+        name: path of the picture.
+
+    Raises:
+        TaskDataError: not found, not an image, damaged, or larger than MAX_PIXELS.
+    """
+    path = root / name
+    if not path.is_file():
+        raise TaskDataError(f"image {name!r} not found under {root}")
+    try:
+        with warnings.catch_warnings(), Image.open(path) as file:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below, by our own limit
+            if file.width * file.height > MAX_PIXELS:
+                raise TaskDataError(
+                    f"image {name!r} has {file.width} x {file.height} pixels, at most {MAX_PIXELS} are read"
+                )
+            file.load()
+            return np.asarray(_rgb(ImageOps.exif_transpose(file))).copy()
+    except UnidentifiedImageError as error:
+        raise TaskDataError(f"image {name!r} is no image file that can be read") from error
+    except Image.DecompressionBombError as error:
+        raise TaskDataError(f"image {name!r} has too many pixels, at most {MAX_PIXELS} are read") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        if isinstance(error, TaskDataError):
+            raise
+        raise TaskDataError(f"image {name!r} is damaged ({error})") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: 16-bit is scaled to 8, transparent parts become white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, np.float64)
+        top = 65535.0 if values.max(initial=0) > 255 else 255.0  # 16-bit data may sit in a 32-bit mode
+        return Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        clear = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
+    return image.convert("RGB")
