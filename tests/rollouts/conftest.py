@@ -1,0 +1,54 @@
+"""Toy tables whose every number is known."""
+
+import numpy as np
+import pytest
+
+from foveate.plans import BLIND, UNCOMPRESSED, Plan
+from foveate.rollouts.table import Table
+
+TOY_PLANS = (
+    UNCOMPRESSED,
+    BLIND,
+    Plan.of(input=("downsample", 0.25)),
+    Plan.of(outside=("visionzip", 0.25)),
+    Plan.of(prefill=("fastv", 0.25)),
+)
+TOY_SHARES = (1.0, 0.1, 0.3, 0.4, 0.6)
+
+
+def make_toy(n: int = 8, seed: int = 0) -> Table:
+    """Input i is right under plan 0 and under plan 2 + i % 3 alone; plan 1 (blind) is right for i % 4 == 0 too."""
+    rng = np.random.default_rng(seed)
+    p = len(TOY_PLANS)
+    correct = np.zeros((n, p), bool)
+    correct[:, 0] = True
+    correct[np.arange(n), 2 + np.arange(n) % 3] = True
+    correct[::4, 1] = True
+    cost = np.outer(1e6 + np.arange(n) * 1e3, TOY_SHARES)
+    names = {"pixels": ("a", "b"), "question": ("c",), "block1": ("d",), "encoder": ("e",), "layer1": ("f",)}
+    groups = {k: rng.normal(size=(n, len(v))).astype(np.float32) for k, v in names.items()}
+    groups["pixels"][:, 0] = np.arange(n) % 3
+    return Table(
+        ids=[f"toy/test/{i}#0" for i in range(n)],
+        regimes=["even" if i % 2 == 0 else "odd" for i in range(n)],
+        families=[f"family{i // 2}" for i in range(n)],
+        templates=["what"] * n,
+        splits=["test"] * n,
+        questions=[f"what is {i}?" for i in range(n)],
+        plans=TOY_PLANS,
+        correct=correct,
+        prob=np.where(correct, 0.75, 0.25),
+        cost=cost,
+        tokens=np.tile([16, 0, 4, 4, 8], (n, 1)),
+        kv=np.tile([160, 40, 80, 80, 120], (n, 1)),
+        groups=groups,
+        group_names=names,
+        group_cost={"block1": 1000.0, "encoder": 2000.0, "layer1": 3000.0},
+        meta={"host": "toy", "seed": seed},
+        label_free=np.where(correct, 0.5, 0.125),
+    )
+
+
+@pytest.fixture
+def toy() -> Table:
+    return make_toy()
