@@ -1,0 +1,72 @@
+"""Bipartite matching by cosine: who merges into whom. Knows tensors only, no model and no stage."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from foveate.compressors.tokens import Reduction, apply, apply_size, then
+
+STEP = 2.0**-20
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosines of all pairs in float32: (..., N, d) and (..., M, d) -> (..., N, M); a zero vector has cosine 0.
+
+    Rounded to 2^-20, so that equal pairs tie exactly, whatever order a matrix kernel sums in.
+    """
+    product = normalize(a.float(), dim=-1) @ normalize(b.float(), dim=-1).transpose(-1, -2)
+    return (product / STEP).round() * STEP
+
+
+def bipartite(metric: Tensor, size: Tensor, r: int) -> Reduction:
+    """Merges the r tokens at even indices that are most like one at an odd index into that one.
+
+    Args:
+        metric: (B, N, d) what similarity is measured on.
+        size: (B, N) float32 original tokens each stands for: the weights of the mean.
+        r: how many tokens go, 1 .. N // 2.
+
+    Returns:
+        Slots in the order [even indices that stay, ascending; odd indices], each anchored at its own token.
+    """
+    b, n, _ = metric.shape
+    best, partner = cosine(metric[:, ::2], metric[:, 1::2]).max(dim=-1)  # (B, N_even); ties: the lower index
+    order = best.argsort(dim=-1, descending=True, stable=True)
+    source, stay = order[:, :r], order[:, r:].sort(dim=-1).values
+    odd = torch.arange(1, n, 2, device=metric.device).expand(b, -1)
+    anchor = torch.cat([2 * stay, odd], dim=1)  # (B, N - r)
+    slot = torch.empty(b, n, dtype=torch.int64, device=metric.device)
+    slot.scatter_(1, anchor, torch.arange(n - r, device=metric.device).expand(b, -1))
+    slot.scatter_(1, 2 * source, stay.shape[1] + partner.gather(1, source))
+    total = torch.zeros(b, n - r, device=metric.device).scatter_add_(1, slot, size)
+    return Reduction(anchor, slot.unsqueeze(-1), (size / total.gather(1, slot)).unsqueeze(-1))
+
+
+def rounds(n: int, count: int) -> list[int]:
+    """Tokens merged away in each round, where a round can at most halve: from n down to `count`."""
+    merged = []
+    while n > count:
+        merged.append(min(n // 2, n - count))
+        n -= merged[-1]
+    return merged
+
+
+def merge_down(metric: Tensor, size: Tensor, count: int) -> Reduction:
+    """As many rounds of `bipartite` as it takes to reach `count`, as one reduction; metrics are averaged along."""
+    b, n, _ = metric.shape
+    whole = Reduction(torch.arange(n, device=metric.device).expand(b, -1))
+    for r in rounds(n, count):
+        step = bipartite(metric, size, r)
+        metric, size, whole = apply(step, metric.float()), apply_size(step, size), then(whole, step, n)
+    return whole
+
+
+def merge_flops(n: int, count: int, key_dim: int) -> int:
+    """Matrix FLOPs of `merge_down` on one row: the similarities of each round."""
+    flops = 0
+    for r in rounds(n, count):
+        flops += 2 * ((n + 1) // 2) * (n // 2) * key_dim
+        n -= r
+    return flops

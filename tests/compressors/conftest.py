@@ -1,0 +1,73 @@
+"""Small inputs for every compressor: tokens with every signal, a cache of one layer, and a counter of matrix FLOPs."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from foveate.compressors.base import KVCache, Tokens
+
+HEADS, KEY_DIM = 2, 6
+
+
+def softmax(generator, *shape):
+    return torch.rand(shape, generator=generator).softmax(-1)
+
+
+def build_tokens(n=12, batch=1, dim=8, grid=None, dtype=torch.float32, cls=False, seed=0, x=None, size=None, **signals):
+    """Random tokens of `batch` rows. `cls`: row 0 is CLS, so n - 1 patches. Named signals replace random ones."""
+    generator = torch.Generator().manual_seed(seed)
+    position = torch.arange(n) - int(cls)
+    every = {
+        "cls_attention": softmax(generator, batch, HEADS, n),
+        "received_attention": softmax(generator, batch, n),
+        "keys": torch.randn(batch, n, KEY_DIM, generator=generator),
+        "text_similarity": torch.rand(batch, n, generator=generator) * 2 - 1,
+        "last_query": softmax(generator, batch, HEADS, n),
+    }
+    features = torch.randn(batch, n, dim, generator=generator) if x is None else x
+    return Tokens(
+        x=features.to(dtype),
+        size=torch.ones(batch, n) if size is None else size,
+        position=position.expand(batch, n).contiguous(),
+        grid=(1, 3, 4) if grid is None else grid,
+        seed=torch.randint(-(2**62), 2**62, (batch,), generator=generator),
+        signals={kind: value.to(dtype) for kind, value in (every | signals).items()},
+    )
+
+
+def build_cache(visual=12, text=(2, 3), batch=1, heads=2, dim=4, dtype=torch.float32, seed=0, keys=None, **signals):
+    """A cache of one layer: text[0] entries, the visual ones, text[1] entries. Named signals replace random ones."""
+    generator = torch.Generator().manual_seed(seed)
+    entries = text[0] + visual + text[1]
+    every = {"accumulated_attention": torch.rand(batch, heads, entries, generator=generator) * 3}
+    random_keys = torch.randn(batch, heads, entries, dim, generator=generator)
+    where = torch.arange(entries)
+    return KVCache(
+        keys=(random_keys if keys is None else keys).to(dtype),
+        values=torch.randn(batch, heads, entries, dim, generator=generator).to(dtype),
+        visual=(where >= text[0]) & (where < text[0] + visual),
+        seed=torch.randint(-(2**62), 2**62, (batch,), generator=generator),
+        signals={kind: value.to(dtype) for kind, value in (every | signals).items()},
+    )
+
+
+@pytest.fixture
+def tiny():
+    return build_tokens
+
+
+@pytest.fixture
+def tiny_cache():
+    return build_cache
+
+
+@pytest.fixture
+def matrix_flops():
+    """A function that runs a call and returns the FLOPs of the matrix products in it."""
+
+    def measure(call):
+        with FlopCounterMode(display=False) as counter:
+            call()
+        return counter.get_total_flops()
+
+    return measure
