@@ -1,0 +1,207 @@
+"""The observation vector: what a policy sees at a stop, laid out once for training, serving and export.
+
+    head:    stage one-hot (6) | log_lambda | has_budget | budget_left | spent | tokens_left | turns
+    groups:  pixels | question | block1 | encoder | layer1, each as [seen, features ...], zeros before it is revealed
+
+Head values: `log_lambda` = log10(lambda) / 2 with lambda limited to [1e-4, 100], so in [-2, 1]; `budget_left` and
+`spent` are shares of the uncompressed pass's FLOPs, limited to [0, 2] (2 without a budget); `tokens_left` is the
+share of visual tokens still there, in [0, 1]; `turns` = log2(number of questions) / 4, limited to 1. Pixels and
+question lie in [0, 1]; the token groups (after the first encoder block, the encoder, the first decoder layers) carry
+the ranges that their host documents.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from foveate.controller.features import FEATURES_VERSION, PIXEL_FEATURES, QUESTION_FEATURES
+from foveate.plans.plan import STAGES
+
+LAYOUT_VERSION = 1
+TOKEN_GROUPS: tuple[str, ...] = ("block1", "encoder", "layer1")
+GROUPS: tuple[str, ...] = ("pixels", "question", *TOKEN_GROUPS)
+HEAD: tuple[str, ...] = (
+    *(f"stage_{stage}" for stage in STAGES),
+    *("log_lambda", "has_budget", "budget_left", "spent", "tokens_left", "turns"),
+)
+LAMBDA_LIMITS = (1e-4, 100.0)
+MAX_SHARE = 2.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an episode is.
+
+    Attributes:
+        spent: FLOPs so far / FLOPs of the uncompressed pass.
+        tokens_left: visual tokens now / visual tokens of the uncompressed input, in [0, 1].
+        budget: hard limit on the whole pass as a share of the uncompressed FLOPs; None = no limit.
+        turns: number of questions of the episode, at least 1.
+    """
+
+    spent: float = 0.0
+    tokens_left: float = 1.0
+    budget: float | None = None
+    turns: int = 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and places of the observation vector for one host; made with `Layout.of`.
+
+    Attributes:
+        features: one tuple of names per entry of `GROUPS`.
+    """
+
+    features: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, token_features: Mapping[str, Sequence[str]] | None = None) -> Layout:
+        """The layout for a host that reveals these token features.
+
+        Args:
+            token_features: names per token group ("block1", "encoder", "layer1"); a group left out is empty.
+
+        Raises:
+            ValueError: an unknown group, or a name twice in one group.
+        """
+        token_features = token_features or {}
+        if unknown := set(token_features) - set(TOKEN_GROUPS):
+            raise ValueError(f"token_features: unknown group {min(unknown)!r}; known: {', '.join(TOKEN_GROUPS)}")
+        tokens = (tuple(token_features.get(group, ())) for group in TOKEN_GROUPS)
+        layout = cls((PIXEL_FEATURES, QUESTION_FEATURES, *tokens))
+        for group, names in zip(GROUPS, layout.features, strict=True):
+            if len(set(names)) != len(names):
+                raise ValueError(f"token_features: group {group!r} names a feature twice: {', '.join(names)}")
+        return layout
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The name of every entry: head names, then "group.seen" and "group.feature"."""
+        groups = zip(GROUPS, self.features, strict=True)
+        return (*HEAD, *(f"{group}.{name}" for group, names in groups for name in ("seen", *names)))
+
+    @cached_property
+    def slices(self) -> dict[str, slice]:
+        """Places of "head" and of every group, its seen flag first."""
+        places, start = {"head": slice(0, len(HEAD))}, len(HEAD)
+        for group, names in zip(GROUPS, self.features, strict=True):
+            places[group] = slice(start, start + 1 + len(names))
+            start += 1 + len(names)
+        return places
+
+    @property
+    def size(self) -> int:
+        """Length D of the vector."""
+        return len(self.names)
+
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest value of every entry, (D,) float32 each; infinite for token features."""
+        low, high = np.zeros(self.size, np.float32), np.ones(self.size, np.float32)
+        low[HEAD.index("log_lambda")] = log_lambda(LAMBDA_LIMITS[0])
+        for name in ("budget_left", "spent"):
+            high[HEAD.index(name)] = MAX_SHARE
+        for group in TOKEN_GROUPS:
+            inside = slice(self.slices[group].start + 1, self.slices[group].stop)
+            low[inside], high[inside] = -np.inf, np.inf
+        return low, high
+
+    def assemble(self, stage: str, lam: float, progress: Progress, groups: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The observation at one stop.
+
+        Args:
+            stage: the stage that is about to be decided.
+            lam: trade-off weight lambda of the reward quality - lambda * cost share.
+            progress: what has been spent and what is left.
+            groups: the revealed groups, each a (n,) vector in the order of its names.
+
+        Returns:
+            (D,) float32. A NaN or infinite feature is passed on, for the reader to refuse.
+
+        Raises:
+            ValueError: unknown stage or group, or a vector of another length.
+        """
+        if stage not in STAGES:
+            raise ValueError(f"stage: unknown {stage!r}; known: {', '.join(STAGES)}")
+        if unknown := set(groups) - set(GROUPS):
+            raise ValueError(f"groups: unknown {min(unknown)!r}; known: {', '.join(GROUPS)}")
+        vector = np.zeros(self.size, np.float32)
+        vector[STAGES.index(stage)] = 1.0
+        vector[len(STAGES) : len(HEAD)] = _head(lam, progress)
+        for group, values in groups.items():
+            place = self.slices[group]
+            values = np.asarray(values, np.float32)
+            if values.shape != (place.stop - place.start - 1,):
+                expected = place.stop - place.start - 1
+                raise ValueError(f"groups: {group!r} has shape {values.shape}, expected ({expected},)")
+            vector[place.start] = 1.0
+            vector[place.start + 1 : place.stop] = values
+        return vector
+
+    def revealed(self, vector: np.ndarray) -> np.ndarray:
+        """(D,) bool: the entries that hold a feature of a group seen so far; head and flags are False."""
+        inside = np.zeros(self.size, bool)
+        for group in GROUPS:
+            place = self.slices[group]
+            inside[place.start + 1 : place.stop] = vector[place.start] > 0.5
+        return inside
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a file."""
+        groups = {group: list(names) for group, names in zip(GROUPS, self.features, strict=True)}
+        return {"version": LAYOUT_VERSION, "features_version": FEATURES_VERSION, "head": list(HEAD), "groups": groups}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Layout:
+        """The layout of a file. Raises: ValueError where this code lays out or computes the observation differently."""
+        for key, mine in (("version", LAYOUT_VERSION), ("features_version", FEATURES_VERSION)):
+            if data[key] != mine:
+                raise ValueError(f"observation {key} is {data[key]!r}, this code has {mine}")
+        theirs = {"head": data["head"], **{group: data["groups"][group] for group in GROUPS}}
+        for group, expected in (("head", HEAD), ("pixels", PIXEL_FEATURES), ("question", QUESTION_FEATURES)):
+            check_order(group, theirs[group], expected)
+        return cls.of({group: theirs[group] for group in TOKEN_GROUPS})
+
+
+def check_order(group: str, theirs: Sequence[str], mine: Sequence[str]) -> None:
+    """Raises: ValueError naming the first place where two lists of feature names part."""
+    for place in range(max(len(theirs), len(mine))):
+        pair = [names[place] if place < len(names) else "nothing" for names in (theirs, mine)]
+        if pair[0] != pair[1]:
+            raise ValueError(f"feature {place} of group {group!r} is {pair[0]!r}, this code has {pair[1]!r}")
+
+
+def log_lambda(lam: float) -> float:
+    """lambda as it stands in the observation. Raises: ValueError on a negative or undefined lambda."""
+    if not lam >= 0:
+        raise ValueError(f"lam: {lam} is not a number >= 0")
+    return math.log10(min(max(lam, LAMBDA_LIMITS[0]), LAMBDA_LIMITS[1])) / 2
+
+
+def read_lambda(vector: np.ndarray) -> float:
+    """The lambda that an observation was assembled with, within `LAMBDA_LIMITS`."""
+    return 10.0 ** (2.0 * float(vector[HEAD.index("log_lambda")]))
+
+
+def _head(lam: float, progress: Progress) -> tuple[float, ...]:
+    """The six numbers after the stage."""
+    left = MAX_SHARE if progress.budget is None else progress.budget - progress.spent
+    return (
+        log_lambda(lam),
+        float(progress.budget is not None),
+        _limited(left, MAX_SHARE),
+        _limited(progress.spent, MAX_SHARE),
+        _limited(progress.tokens_left, 1.0),
+        _limited(math.log2(max(progress.turns, 1)) / 4, 1.0),
+    )
+
+
+def _limited(value: float, high: float) -> float:
+    """`value` within [0, high]; NaN stays NaN, so that it is noticed."""
+    return value if math.isnan(value) else min(max(value, 0.0), high)
