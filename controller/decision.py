@@ -185,7 +185,8 @@ def _readable(mask: Any, shape: tuple[int, int]) -> np.ndarray | None:
     """The mask as (M, R) bool, or None where it is not one: another shape, another type, values besides 0 and 1."""
     if not isinstance(mask, np.ndarray) or mask.shape != tuple(shape) or mask.dtype.kind not in "biuf":
         return None
-    return mask.astype(bool) if np.isin(mask, (0, 1)).all() else None
+    legal = mask.astype(bool)
+    return legal if mask.dtype == bool or (legal == mask).all() else None  # NaN or 2 equals no truth value
 
 
 def _safe(mask: np.ndarray | None, reason: str) -> Decision:

@@ -50,10 +50,14 @@ class Normalisation:
         if not (self.scale > 0).all() or not (self.low <= self.high).all() or not 0 < self.clip < np.inf:
             raise ValueError("normalisation: needs scale > 0, low <= high and 0 < clip < infinity")
 
+    @cached_property
+    def _double(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.mean.astype(np.float64), self.scale.astype(np.float64)
+
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """(..., D) -> (..., D) float64."""
-        z = (x.astype(np.float64) - self.mean.astype(np.float64)) / self.scale.astype(np.float64)
-        return np.clip(z, -self.clip, self.clip)
+        mean, scale = self._double
+        return np.minimum(np.maximum((x - mean) / scale, -self.clip), self.clip)
 
     def outside(self, x: np.ndarray) -> np.ndarray:
         """(..., D) bool: the entries beyond what training saw."""
