@@ -1,6 +1,6 @@
 """The contract must be able to say what published systems do: small examples worked out by hand, applied as by a host.
 
-No method of ours runs here. Each test writes down the answer that a system's rule gives and checks what comes out of it.
+No method of ours runs here. Each test writes down the answer that a system's rule gives and checks what comes of it.
 """
 
 import dataclasses
