@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -153,32 +154,43 @@ def load_image(root: Path, name: str) -> np.ndarray:
         TaskDataError: not found, not an image, damaged, or larger than MAX_PIXELS.
     """
     path = root / name
-    if not path.is_file():
-        raise TaskDataError(f"image {name!r} not found under {root}")
     try:
-        with warnings.catch_warnings(), Image.open(path) as file:
+        if not path.is_file():
+            raise TaskDataError(f"image {name!r} not found under {root}")
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below, by our own limit
+            file = Image.open(path)
+        with file:
             if file.width * file.height > MAX_PIXELS:
                 raise TaskDataError(
-                    f"image {name!r} has {file.width} x {file.height} pixels, at most {MAX_PIXELS} are read"
+                    f"image {name!r} has {file.width} x {file.height} pixels, the limit is {MAX_PIXELS}"
                 )
-            file.load()
             return np.asarray(_rgb(ImageOps.exif_transpose(file))).copy()
+    except TaskDataError:
+        raise
     except UnidentifiedImageError as error:
         raise TaskDataError(f"image {name!r} is no image file that can be read") from error
     except Image.DecompressionBombError as error:
-        raise TaskDataError(f"image {name!r} has too many pixels, at most {MAX_PIXELS} are read") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, TaskDataError):
-            raise
+        raise TaskDataError(f"image {name!r} has too many pixels, the limit is {MAX_PIXELS}") from error
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        KeyError,
+        TypeError,
+        struct.error,
+    ) as error:  # Pillow's decoders
         raise TaskDataError(f"image {name!r} is damaged ({error})") from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     """Any mode to RGB: 16-bit is scaled to 8, transparent parts become white."""
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, np.float64)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0  # 16-bit data may sit in a 32-bit mode
+        values = np.nan_to_num(np.asarray(image, np.float64))
+        highest = values.max(initial=0)  # the wider modes do not say what their white is
+        wide = image.mode.startswith("I;16") or highest > 255
+        top = 65535.0 if wide else 1.0 if image.mode == "F" and highest <= 1 else 255.0
         return Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         clear = image.convert("RGBA")
