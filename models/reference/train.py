@@ -180,7 +180,7 @@ class Run:
         )
         if not torch.isfinite(total):
             raise FloatingPointError(
-                f"stage {self.stage}, step {self.step}: loss is {float(total)}; last checkpoint {self.path}"
+                f"stage {self.stage}, step {self.step}: loss is {float(total.detach())}; last checkpoint {self.path}"
             )
         total.backward()
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
