@@ -138,6 +138,9 @@ class Compressor(ABC):
             key_dim: width of the `keys` signal.
             heads: KV heads, at `decode`.
             text: entries of each head that are not visual, at `decode`.
+
+        Raises:
+            ValueError: the number depends on `key_dim` and none was given.
         """
         return 0
 

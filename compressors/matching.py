@@ -44,6 +44,12 @@ def bipartite(metric: Tensor, size: Tensor, r: int) -> Reduction:
     return Reduction(anchor, slot.unsqueeze(-1), (size / total.gather(1, slot)).unsqueeze(-1))
 
 
+def needs_width(name: str, key_dim: int) -> None:
+    """Raises: ValueError where the host left out how wide keys are, since its ledger would then miss these products."""
+    if key_dim < 1:
+        raise ValueError(f"{name}: flops needs key_dim, the width of the `keys` signal, got {key_dim}")
+
+
 def rounds(n: int, count: int) -> list[int]:
     """Tokens merged away in each round, where a round can at most halve: from n down to `count`."""
     merged = []
@@ -64,7 +70,8 @@ def merge_down(metric: Tensor, size: Tensor, count: int) -> Reduction:
 
 
 def merge_flops(n: int, count: int, key_dim: int) -> int:
-    """Matrix FLOPs of `merge_down` on one row: the similarities of each round."""
+    """Matrix FLOPs of `merge_down` on one row: the similarities of each round. Raises: ValueError, see `needs_width`."""
+    needs_width("tome", key_dim)
     flops = 0
     for r in rounds(n, count):
         flops += 2 * ((n + 1) // 2) * (n // 2) * key_dim

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from foveate.compressors.base import Reducer, Reduction, Tokens
-from foveate.compressors.matching import cosine
+from foveate.compressors.matching import cosine, needs_width
 from foveate.compressors.registry import register
 from foveate.compressors.signals import FEATURE_LAYER, Signal
 
@@ -91,6 +91,7 @@ class VisionZip(Reducer):
         return torch.ones_like(members).scatter(1, others, 1 / (members.gather(1, others) - 1))
 
     def flops(self, n: int, count: int, dim: int, *, key_dim: int = 0, heads: int = 1, text: int = 0) -> int:
+        needs_width(self.name, key_dim)
         dominant, contextual = self.split(count)
         return 2 * (n - dominant - contextual) * contextual * key_dim
 

@@ -246,6 +246,13 @@ class TestReducers:
         nothing = dataclasses.replace(tokens, x=torch.zeros_like(tokens.x), signals=zero)
         assert (apply(make(*key).reduce(nothing, 5), nothing.x) == 0).all()
 
+    @pytest.mark.parametrize("key", of(Reducer), ids=label)
+    def test_flops_that_depend_on_the_width_of_keys_are_not_told_without_it(self, key):
+        method = make(*key)
+        if method.flops(12, 5, 8, key_dim=6) != method.flops(12, 5, 8, key_dim=12):
+            with pytest.raises(ValueError, match=f"{key[1]}: flops needs key_dim"):
+                method.flops(12, 5, 8)
+
     @pytest.mark.parametrize(("key", "grid", "count"), cases(Reducer), ids=label)
     def test_flops_are_those_of_its_matrix_products(self, key, grid, count, tokens_for, matrix_flops):
         tokens, method = tokens_for(key, grid, batch=2), make(*key)
