@@ -94,7 +94,22 @@ class Task(ABC):
 
     @abstractmethod
     def twins(self, sample: Sample, r: int) -> list[Sample]:
-        """`r` samples of the same programme and questions in new noise, jitter, font (same split) and wording."""
+        """`r` samples of the same programme and questions in new noise, jitter, font (same split) and wording.
+
+        Raises:
+            ValueError: `sample` is of another task, or `r` is negative.
+        """
+
+    def check_twins(self, sample: Sample, r: int) -> None:
+        """Refuse a sample of another task or a negative number of twins.
+
+        Raises:
+            ValueError: with the name, the value and what is allowed.
+        """
+        if sample.task != self.name:
+            raise ValueError(f"sample {sample.id} belongs to task {sample.task!r}, not to {self.name!r}")
+        if r < 0:
+            raise ValueError(f"r is {r}, the number of twins must be at least 0")
 
     def regime_of(self, index: int) -> str:
         """The regime that `index` belongs to."""

@@ -82,10 +82,7 @@ class EasyVQA(Task):
 
     def twins(self, sample: Sample, r: int) -> list[Sample]:
         """See `Task.twins`: the picture moved by up to 3 px in new grain, the questions in other words."""
-        if sample.task != self.name:
-            raise ValueError(f"sample {sample.id} belongs to task {sample.task!r}, not to {self.name!r}")
-        if r < 0:
-            raise ValueError(f"r is {r}, the number of twins must be at least 0")
+        self.check_twins(sample, r)
         return [self._render(sample.split, sample.index, twin) for twin in range(1, r + 1)]
 
     def _render(self, split: str, index: int, twin: int) -> Sample:

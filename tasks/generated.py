@@ -56,15 +56,8 @@ class GeneratedTask(Task):
         return self._render(split, index, twin=0)
 
     def twins(self, sample: Sample, r: int) -> list[Sample]:
-        """See `Task.twins`.
-
-        Raises:
-            ValueError: `sample` is of another task, or `r` is negative.
-        """
-        if sample.task != self.name:
-            raise ValueError(f"sample {sample.id} belongs to task {sample.task!r}, not to {self.name!r}")
-        if r < 0:
-            raise ValueError(f"r is {r}, the number of twins must be at least 0")
+        """See `Task.twins`."""
+        self.check_twins(sample, r)
         return [self._render(sample.split, sample.index, twin) for twin in range(1, r + 1)]
 
     def _render(self, split: str, index: int, twin: int) -> Sample:

@@ -1,10 +1,12 @@
 """Lookup, addresses and even streams."""
 
 from collections import Counter
+from importlib import resources
 
 import numpy as np
 import pytest
 
+from foveate.tasks.questions import WORDINGS
 from foveate.tasks.registry import TASKS, get_task, iter_samples, regime_sample, regimes
 
 pytestmark = pytest.mark.fast
@@ -69,3 +71,12 @@ def test_a_task_that_is_not_usable_is_refused_with_its_reason(monkeypatch):
     with pytest.raises(ValueError, match="task 'easy_vqa' is not usable: package easy-vqa is not installed"):
         list(iter_samples(["easy_vqa"], "test", 1))
     assert "easy_vqa" not in regimes()
+
+
+def test_the_card_names_every_regime_and_template():
+    card = (resources.files("foveate.tasks") / "card.md").read_text()
+    for task in TASKS.values():
+        for regime in task.regimes:
+            assert f"| {task.name} | {regime} |" in card
+    for template in WORDINGS:
+        assert f"`{template}`" in card
