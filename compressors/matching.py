@@ -70,7 +70,7 @@ def merge_down(metric: Tensor, size: Tensor, count: int) -> Reduction:
 
 
 def merge_flops(n: int, count: int, key_dim: int) -> int:
-    """Matrix FLOPs of `merge_down` on one row: the similarities of each round. Raises: ValueError, see `needs_width`."""
+    """Matrix FLOPs of `merge_down` on one row: the similarities of each round. Raises: see `needs_width`."""
     needs_width("tome", key_dim)
     flops = 0
     for r in rounds(n, count):
