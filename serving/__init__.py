@@ -1,0 +1,1 @@
+"""Where a controller stands in front of a model."""
