@@ -1,0 +1,28 @@
+"""Hosts: multimodal models opened stage by stage; the only place that touches the insides of `transformers`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from foveate.models.host import Host
+
+FAMILIES = ("llava",)
+
+
+def load_host(model: str | Path, dtype: str = "float32", device: str = "cpu") -> Host:
+    """Opens a model.
+
+    Args:
+        model: "reference" (the embedded model), a folder as `save_pretrained` writes it, or a hub id. A `text_tower/`
+            folder beside the weights of a local model is opened with it.
+        dtype: a floating-point torch dtype, such as "float32" or "bfloat16".
+        device: as torch writes it.
+    Raises:
+        UnsupportedModel: nothing to load there, weights missing, or a family that no host here knows; one line says
+            which.
+    """
+    from foveate.models.loading import load  # keeps `import foveate.models` free of torch
+
+    return load(model, dtype, device)

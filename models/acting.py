@@ -1,0 +1,89 @@
+"""Between tower and decoder: a method acts on a group of rows, and each row's state is written anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from foveate.compressors.base import Compressor, Resampler, apply
+from foveate.models.errors import CountMismatch
+from foveate.models.visual import Riders, VisualState, carried, check_grid, decide, leaving, unstack
+
+
+def with_cls(state: VisualState) -> VisualState:
+    """CLS as token 0 (position -1, place 0), for methods that may keep it; whether it stays is theirs to say then."""
+    return replace(
+        state,
+        x=torch.cat([state.cls[None], state.x]),
+        size=torch.cat([state.size.new_ones(1), state.size]),
+        position=torch.cat([state.position.new_full((1,), -1), state.position]),
+        place=torch.cat([state.place.new_zeros(1), state.place]),
+        cls=None,
+        cls_stays=False,
+    )
+
+
+def act(
+    method: Compressor,
+    x: Tensor,
+    riders: Riders,
+    count: int,
+    signals: dict[str, Tensor],
+    stage: str,
+    old: Sequence[VisualState],
+) -> list[VisualState]:
+    """What a reducer or resampler makes of a group.
+
+    Args:
+        method: who acts.
+        x: (b, n, D) features.
+        riders: the rest of the tokens.
+        count: slots at most.
+        signals: as the method asked.
+        stage: written into the new states.
+        old: the rows' states, for what the method does not touch.
+    Raises:
+        HostError: a broken grid. CountMismatch: an answer that breaks the contract.
+    """
+    check_grid(method, riders.whole, riders.grid, riders.n)
+    if isinstance(method, Resampler):
+        return _resample(method, x, riders, count, signals, stage, old)
+    out: list[VisualState] = list(old)
+    for index, reduction in decide(method, riders.tokens(x, signals), count):
+        after, order = leaving(carried(riders.at(index), reduction, method.positions), method.positions)
+        made = unstack(apply(order, apply(reduction, x[index])), after, stage, [old[i] for i in index.tolist()])
+        for i, state in zip(index.tolist(), made, strict=True):
+            out[i] = state
+    return out
+
+
+def _resample(
+    method: Resampler,
+    x: Tensor,
+    riders: Riders,
+    count: int,
+    signals: dict[str, Tensor],
+    stage: str,
+    old: Sequence[VisualState],
+) -> list[VisualState]:
+    """New tokens stand for equal shares of the picture; without places of their own they are numbered from 0."""
+    made = method.resample(riders.tokens(x, signals), count)
+    b, k = made.position.shape
+    if made.x.shape[:2] != (b, k) or b != len(old) or not 1 <= k <= count:
+        raise CountMismatch(f"{method.name}: made {tuple(made.x.shape)} for {len(old)} rows of at most {count} tokens")
+    index = torch.arange(k, device=x.device).expand(b, k)
+    keep = method.positions != "renumber" and bool((made.position >= 0).all())
+    after = Riders(
+        size=(riders.size.sum(1, keepdim=True) / k).expand(b, k),
+        position=made.position if made.grid_out is None else index,
+        place=made.position if keep else index,
+        rank=index,
+        seed=riders.seed,
+        span=riders.span if keep else torch.full_like(riders.span, k),
+        grid=made.grid_out or riders.grid,
+        whole=made.grid_out is not None,
+    )
+    return unstack(made.x, after, stage, old)

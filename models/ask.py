@@ -1,0 +1,145 @@
+"""Delivers the signals that methods ask for, and charges each row for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from foveate.compressors.base import Compressor, Reducer
+from foveate.compressors.signals import Signal
+from foveate.models import signals as compute
+from foveate.models.errors import HostError
+from foveate.models.ledger import encoder_signal_flops, last_query_flops
+from foveate.models.prefill import Prefill
+from foveate.models.visual import carry_signal, groups
+from foveate.models.vit import EncoderGroup
+
+if TYPE_CHECKING:
+    from foveate.models.passes import Pass
+
+Trace = tuple[EncoderGroup, int]
+"""Where a row went through the tower: its group behind the last block, and its number there."""
+
+
+class Asker:
+    """The signals of one pass.
+
+    Args:
+        of: the pass; its ledgers are charged.
+    """
+
+    def __init__(self, of: Pass) -> None:
+        self.of, self.host = of, of.host
+        self._text: dict[int, Tensor] = {}
+
+    def fork(self, of: Pass, rows: Sequence[int]) -> Asker:
+        """The same for a pass of some of the rows; questions already embedded stay so."""
+        other = Asker(of)
+        other._text = {new: self._text[old] for new, old in enumerate(rows) if old in self._text}
+        return other
+
+    def charge(self, rows: Sequence[int], stage: str, flops: int) -> None:
+        """The same FLOPs for signals on each row's ledger."""
+        for row in rows:
+            self.of.ledger[row].add(stage, "signals", flops)
+
+    def in_block(self, compressor: Reducer) -> Callable[[EncoderGroup, int], dict[str, Tensor]]:
+        """For the tower: what a method standing in a block gets."""
+
+        def give(group: EncoderGroup, layer: int) -> dict[str, Tensor]:
+            tower, out = self.host.tower, {}
+            for block, asked in compute.by_layer(compressor, tower.depth, layer, compute.ATTENTION_KINDS).items():
+                kinds = sorted({s.kind for s in asked})
+                kept, here = group.inputs[block], block == layer
+                q, k = (group.q, group.k) if here else compute.tower_attention(tower, block, kept, kinds)
+                flops = encoder_signal_flops(self.host.shape.vit, kinds, kept.x.shape[1], here)
+                self.charge(group.rows, "encoder", flops)
+                for signal in asked:
+                    value = compute.tower_signal(tower, signal.kind, q, k, kept.bias)
+                    patches = compute.without_cls(signal.kind, value, tower.first)[1]
+                    out[signal.key] = carry_signal(signal.kind, patches, group.history.since(block))
+            out |= self.text(compressor, group.rows, group.x[:, tower.first :], "encoder")
+            return out
+
+        return give
+
+    def behind_tower(self, compressor: Compressor, rows: Sequence[int], x: Tensor, stage: str) -> dict[str, Tensor]:
+        """For a group of rows behind the tower, whose features before the projector are x (b, n, D)."""
+        tower = self.host.tower
+        out: dict[str, Tensor] = {}
+        for block, asked in compute.by_layer(compressor, tower.depth, tower.depth - 1, compute.ATTENTION_KINDS).items():
+            found: dict[str, list[Tensor]] = {signal.key: [] for signal in asked}
+            order: list[int] = []
+            for _, members in groups([id(self.of.traces[row][0]) for row in rows]):
+                order += members
+                values = self._block([rows[m] for m in members], block, asked, stage, compressor.takes_cls)
+                for key, value in values.items():
+                    found[key].append(value)
+            back = torch.tensor(order, device=x.device).argsort()
+            out |= {key: torch.cat(values)[back] for key, values in found.items()}
+        return out | self.text(compressor, rows, x, stage)
+
+    def _block(
+        self, rows: Sequence[int], block: int, asked: Sequence[Signal], stage: str, takes_cls: bool
+    ) -> dict[str, Tensor]:
+        """Signals of one block for rows of one encoder group, for the tokens that left the tower."""
+        tower, group = self.host.tower, self.of.traces[rows[0]][0]
+        index = torch.tensor([self.of.traces[row][1] for row in rows], device=group.x.device)
+        kept, history, out = group.inputs[block].at(index), group.history.at(index), {}
+        kinds = sorted({signal.kind for signal in asked})
+        q, k = compute.tower_attention(tower, block, kept, kinds)
+        self.charge(rows, stage, encoder_signal_flops(self.host.shape.vit, kinds, kept.x.shape[1], False))
+        for signal in asked:
+            whole = compute.tower_signal(tower, signal.kind, q, k, kept.bias)
+            cls, patches = compute.without_cls(signal.kind, whole, tower.first)
+            patches = carry_signal(signal.kind, patches, history.since(block))
+            axis = 1 if signal.kind == "keys" else -1
+            out[signal.key] = torch.cat([cls, patches], dim=axis) if takes_cls else patches
+        return out
+
+    def text(self, compressor: Compressor, rows: Sequence[int], x: Tensor, stage: str) -> dict[str, Tensor]:
+        """Text similarity of tokens x (b, n, D), where the method asks for it."""
+        keys = [s.key for s in compressor.signals(self.host.tower.depth) if s.kind == "text_similarity"]
+        if not keys:
+            return {}
+        if self.host.text is None:
+            raise HostError(f"{compressor.name}: needs a text tower beside the model; there is none")
+        return dict.fromkeys(keys, self.similarity(rows, x, stage))
+
+    def similarity(self, rows: Sequence[int], x: Tensor, stage: str) -> Tensor:
+        """(b, n) cosine of tokens x (b, n, D) with the rows' questions; a question is embedded, and paid for, once."""
+        text = self.host.text
+        fresh = [row for row in rows if row not in self._text]
+        if fresh:
+            vectors, flops = text.embed([self.of.rows[row].question for row in fresh])
+            for row, vector, cost in zip(fresh, vectors, flops, strict=True):
+                self._text[row] = vector
+                self.of.ledger[row].add(stage, "question embedding", cost)
+        self.charge(rows, stage, text.similarity_flops(x.shape[1]))
+        return text.similarity(x, self.host.tower.norm_out, torch.stack([self._text[row] for row in rows]))
+
+    def in_prefill(self, prefill: Prefill, compressor: Reducer, rows: Tensor, now: int) -> dict[str, Tensor]:
+        """For a group of rows standing before layer `now` of the decoder."""
+        decoder, out = self.host.decoder, {}
+        for layer, asked in compute.by_layer(compressor, decoder.depth, now, ("last_query",)).items():
+            has_run = layer < now
+            cache = prefill.caches[layer] if has_run else None
+            stream = cache.stream if has_run else prefill.stream
+            value = compute.last_query(decoder, stream, cache, layer, rows)
+            for row in rows.tolist():
+                flops = last_query_flops(self.host.shape.decoder, int(stream.length[row]), has_run)
+                self.of.ledger[row].add("prefill", "signals", flops)
+            value = self._carried(prefill, rows.tolist(), layer, value) if has_run else value
+            out |= dict.fromkeys([signal.key for signal in asked], value)
+        return out
+
+    @staticmethod
+    def _carried(prefill: Prefill, rows: Sequence[int], layer: int, value: Tensor) -> Tensor:
+        """A signal of an earlier layer, for what became of its tokens since."""
+        steps = [[r for at, r in prefill.history[row] if at > layer] for row in rows]
+        if not any(steps):
+            return value
+        return torch.cat([carry_signal("last_query", value[i : i + 1], s) for i, s in enumerate(steps)])

@@ -1,0 +1,235 @@
+"""What one pass has cost, stage by stage, and the charges that fill it: a pass and its forecast use the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from foveate.compressors.base import Compressor
+from foveate.plans.cost import (
+    DecoderShape,
+    HostShape,
+    ViTShape,
+    decode_block,
+    decoder_block,
+    kv_bytes,
+    lm_head,
+    patch_embed,
+    projector,
+    query_rows,
+    vit_block,
+)
+
+KINDS = ("matrix", "other")
+EVALUATION = ("score",)
+"""Stages that only an evaluation runs: listed by `by_stage`, left out of the totals."""
+
+
+class Ledger:
+    """FLOPs, tokens and KV bytes of one row. A multiply-add is 2 FLOPs.
+
+    Stages of the entries are the six of a plan, "features" and "answer" (generated tokens), and "score" (teacher-forced
+    passes over accepted answers, which only an evaluation runs and no total counts). Kind "matrix" is products and
+    convolutions; "other" is an estimate of norms, softmax, activations and residuals.
+
+    Attributes:
+        tokens: stage -> visual tokens that left it.
+        kv_bytes_prefill: bytes of the cache behind the prompt.
+        kv_bytes_end: the same after a decode compressor, generated tokens included.
+    """
+
+    def __init__(self) -> None:
+        self._flops: dict[tuple[str, str, str], int] = {}
+        self.tokens: dict[str, int] = {}
+        self.kv_bytes_prefill = 0
+        self.kv_bytes_end = 0
+
+    def add(self, stage: str, what: str, flops: int, kind: str = "matrix") -> None:
+        """Adds FLOPs to the entry (stage, what, kind). Raises: ValueError on an unknown kind or a negative number."""
+        if kind not in KINDS or flops < 0:
+            raise ValueError(f"ledger entry {stage}/{what}: {flops} FLOPs of kind {kind!r}; kinds: {', '.join(KINDS)}")
+        key = (stage, what, kind)
+        self._flops[key] = self._flops.get(key, 0) + int(flops)
+
+    @property
+    def entries(self) -> list[tuple[str, str, int, str]]:
+        """(stage, what, FLOPs, kind) in the order in which they first came."""
+        return [(stage, what, flops, kind) for (stage, what, kind), flops in self._flops.items()]
+
+    def by_stage(self, kind: str | None = None) -> dict[str, int]:
+        """Stage -> FLOPs, of one kind or of both."""
+        out: dict[str, int] = {}
+        for stage, _, flops, k in self.entries:
+            if kind in (None, k):
+                out[stage] = out.get(stage, 0) + flops
+        return out
+
+    @property
+    def total(self) -> int:
+        """FLOPs of both kinds, evaluation left out."""
+        return sum(flops for stage, _, flops, _ in self.entries if stage not in EVALUATION)
+
+    @property
+    def matrix_total(self) -> int:
+        """FLOPs of matrix products and convolutions, evaluation left out."""
+        return sum(flops for stage, _, flops, kind in self.entries if kind == "matrix" and stage not in EVALUATION)
+
+    def copy(self) -> Ledger:
+        """An independent copy."""
+        other = Ledger()
+        other._flops, other.tokens = dict(self._flops), dict(self.tokens)
+        other.kv_bytes_prefill, other.kv_bytes_end = self.kv_bytes_prefill, self.kv_bytes_end
+        return other
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        entries = [{"stage": s, "what": w, "flops": f, "kind": k} for s, w, f, k in self.entries]
+        kv = {"kv_bytes_prefill": self.kv_bytes_prefill, "kv_bytes_end": self.kv_bytes_end}
+        totals = {"total": self.total, "matrix_total": self.matrix_total}
+        return {**totals, **kv, "tokens": dict(self.tokens), "entries": entries}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Ledger) and vars(self) == vars(other)
+
+    __hash__ = None
+
+
+def method_flops(method: Compressor, shape: HostShape, stage: str, n: int, count: int, text: int = 0) -> int:
+    """A method's own matrix FLOPs in one call on one row (at `decode`: on one layer with `text` other entries)."""
+    vit, decoder = shape.vit, shape.decoder
+    projected = stage == "prefill" or (stage == "projector" and getattr(method, "hook", "after") == "after")
+    dim = decoder.head_dim if stage == "decode" else decoder.dim if projected else vit.dim
+    return method.flops(n, count, dim, key_dim=vit.dim // vit.heads, heads=decoder.kv_heads, text=text)
+
+
+def vit_mlp(shape: ViTShape, n: int) -> int:
+    """FLOPs of the MLP half of a vision block on n rows."""
+    return (6 if shape.gated else 4) * n * shape.dim * shape.mlp
+
+
+def vit_other(shape: ViTShape, n: int, n_mlp: int) -> int:
+    """Estimate for one vision block: softmax 5 h n^2, norm and residual 6 n d; 6 d + 8 m on each of n_mlp rows."""
+    return 5 * shape.heads * n * n + 6 * n * shape.dim + n_mlp * (6 * shape.dim + 8 * shape.mlp)
+
+
+def decoder_other(shape: DecoderShape, n: int, cached: int = 0) -> int:
+    """Estimate for one decoder layer: softmax 5 h n (p + n), rotation 3 n (he + ke), norms 10 n d, gate 6 n m."""
+    rotation = 3 * n * (shape.query_width + shape.key_width)
+    return 5 * shape.heads * n * (cached + n) + rotation + 10 * n * shape.dim + 6 * n * shape.mlp
+
+
+def charge_embed(ledger: Ledger, shape: HostShape, n: int) -> None:
+    """Patch embedding of n patches."""
+    ledger.add("encoder", "patch embedding", patch_embed(shape.vit, n))
+
+
+def charge_attention(ledger: Ledger, shape: HostShape, n: int) -> None:
+    """The attention half of a vision block on n patches (CLS comes on top)."""
+    m = n + int(shape.vit.cls)
+    ledger.add("encoder", "blocks", vit_block(shape.vit, m) - vit_mlp(shape.vit, m))
+    ledger.add("encoder", "blocks", vit_other(shape.vit, m, 0), "other")
+
+
+def charge_mlp(ledger: Ledger, shape: HostShape, n: int) -> None:
+    """The MLP half of a vision block on n patches."""
+    m = n + int(shape.vit.cls)
+    ledger.add("encoder", "blocks", vit_mlp(shape.vit, m))
+    ledger.add("encoder", "blocks", vit_other(shape.vit, 0, m), "other")
+
+
+def charge_project(ledger: Ledger, shape: HostShape, n: int) -> None:
+    """The projector on n rows."""
+    ledger.add("projector", "projector", projector(shape, n))
+    ledger.add("projector", "projector", 8 * n * shape.projector[1], "other")
+
+
+def query_rows_of(kinds: Sequence[str], m: int, cls: bool) -> int:
+    """Queries that signals of one vision block need, of m rows: all, the CLS row, or none."""
+    if "received_attention" in kinds or ("cls_attention" in kinds and not cls):
+        return m
+    return int("cls_attention" in kinds)
+
+
+def encoder_signal_flops(shape: ViTShape, kinds: Sequence[str], m: int, at_hand: bool) -> int:
+    """FLOPs of signals of one vision block.
+
+    Args:
+        shape: the tower's.
+        kinds: of `compressors.signals.SHAPES`, all of the same block.
+        m: rows with a key, CLS included.
+        at_hand: the block has just run and its queries and keys are there.
+    """
+    fresh = 0 if at_hand else 2 * (m + query_rows_of(kinds, m, shape.cls)) * shape.dim**2
+    products = sum(2 * query_rows_of([kind], m, shape.cls) * m * shape.dim for kind in kinds)
+    return fresh + products
+
+
+def last_query_flops(shape: DecoderShape, n: int, has_run: bool) -> int:
+    """FLOPs of the last prompt row's attention over n entries; a layer that has run has its keys in the cache."""
+    return query_rows(shape, n) - (2 * n * shape.dim * shape.key_width if has_run else 0)
+
+
+def accumulated_flops(shape: DecoderShape, n: int) -> int:
+    """FLOPs of the attention that each of n cached keys received: all queries anew, keys from the cache."""
+    return 2 * n * shape.query_width * (shape.dim + n)
+
+
+def charge_layer(ledger: Ledger, shape: HostShape, n: int) -> None:
+    """One decoder layer over n prompt entries."""
+    ledger.add("prefill", "layers", decoder_block(shape.decoder, n))
+    ledger.add("prefill", "layers", decoder_other(shape.decoder, n), "other")
+
+
+def charge_tower(
+    ledger: Ledger,
+    shape: HostShape,
+    counts: Sequence[tuple[int, int]],
+    method: Compressor | None,
+    sites: Mapping[int, int],
+) -> None:
+    """The tower but block 0's attention, and the method's own work; counts: patches entering and leaving each block."""
+    for block, (entering, leaving) in enumerate(counts):
+        if block:
+            charge_attention(ledger, shape, entering)
+        charge_mlp(ledger, shape, leaving)
+        if sites.get(block, entering) < entering:
+            ledger.add("encoder", method.name, method_flops(method, shape, "encoder", entering, sites[block]))
+
+
+def charge_prefill(
+    ledger: Ledger,
+    shape: HostShape,
+    entries: Sequence[int],
+    visual: Sequence[int],
+    method: Compressor | None,
+    sites: Mapping[int, int],
+) -> None:
+    """The decoder but layer 0, the method's own work, and the LM head; all and visual prompt entries in each layer."""
+    for layer in range(1, len(entries)):
+        charge_layer(ledger, shape, entries[layer])
+        if sites.get(layer, visual[layer - 1]) < visual[layer - 1]:
+            flops = method_flops(method, shape, "prefill", visual[layer - 1], sites[layer])
+            ledger.add("prefill", method.name, flops)
+    ledger.add("prefill", "head", lm_head(shape.decoder, 1))
+    charge_cache(ledger, shape, entries)
+    ledger.kv_bytes_prefill = ledger.kv_bytes_end
+
+
+def charge_cache(ledger: Ledger, shape: HostShape, entries: Sequence[int]) -> None:
+    """The cache as it is now, in entries per layer."""
+    ledger.kv_bytes_end = kv_bytes(shape.decoder, list(entries), shape.bytes_per_value)
+
+
+def charge_answer(ledger: Ledger, shape: HostShape, entries: Sequence[int], generated: int) -> None:
+    """Greedy decoding of `generated` tokens behind a cache: the first comes from the prompt's own logits."""
+    for step in range(generated - 1):
+        ledger.add("answer", "layers", sum(decode_block(shape.decoder, e + step) for e in entries))
+        ledger.add("answer", "layers", sum(decoder_other(shape.decoder, 1, e + step) for e in entries), "other")
+        ledger.add("answer", "head", lm_head(shape.decoder, 1))
+    charge_cache(ledger, shape, [e + max(0, generated - 1) for e in entries])
+
+
+def charge_score(ledger: Ledger, shape: HostShape, entries: Sequence[int], fed: int) -> None:
+    """One teacher-forced pass of `fed` answer tokens behind a cache."""
+    ledger.add("score", "layers", sum(decoder_block(shape.decoder, fed, e) for e in entries))
+    ledger.add("score", "head", lm_head(shape.decoder, fed))

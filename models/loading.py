@@ -1,0 +1,53 @@
+"""From a name to a host."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
+
+from foveate.models import FAMILIES
+from foveate.models.errors import UnsupportedModel
+from foveate.models.llava import LlavaHost
+from foveate.models.reference import WEIGHTS
+from foveate.models.text_tower import FOLDER, TextTower
+
+
+def load(model: str | Path, dtype: str, device: str) -> LlavaHost:
+    """See `foveate.models.load_host`."""
+    path = WEIGHTS if str(model) == "reference" else Path(model)
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise UnsupportedModel(f"{model}: dtype {dtype!r} is no floating-point dtype of torch")
+    local = path.is_dir()
+    if local and not (path / "config.json").is_file():
+        raise UnsupportedModel(f"{path}: no config.json there")
+    if not local and (str(model) == "reference" or path.is_absolute() or str(model).startswith(".")):
+        raise UnsupportedModel(f"{path}: no such folder")
+    source = str(path) if local else str(model)
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise UnsupportedModel(f"{source}: no usable config: {_line(error)}") from error
+    if config.model_type not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise UnsupportedModel(f"{source}: model type {config.model_type!r} has no host here; known: {known}")
+    try:
+        loaded, info = LlavaForConditionalGeneration.from_pretrained(source, dtype=kind, output_loading_info=True)
+        processor = AutoProcessor.from_pretrained(source)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UnsupportedModel(f"{source}: cannot be loaded: {_line(error)}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UnsupportedModel(f"{source}: {len(missing)} weights are missing, first {missing[0]!r}")
+    place = torch.device(device)
+    tower = TextTower.load(path / FOLDER, processor.tokenizer, kind, place) if local else None
+    raw = json.loads((path / "config.json").read_text()) if local else None
+    return LlavaHost(loaded.to(place), processor, tower, str(model), raw)
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error's text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,126 @@
+"""Signals, recomputed from what a pass keeps: block inputs of the tower, layer inputs and caches of the decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from foveate.compressors.base import Compressor
+from foveate.compressors.signals import FEATURE_LAYER, Signal
+from foveate.models.decoder import Decoder, LayerCache, Stream
+from foveate.models.ledger import query_rows_of
+from foveate.models.prefill import visual_index
+from foveate.models.vit import BlockInput, VisionTower
+
+ATTENTION_KINDS = ("cls_attention", "received_attention", "keys")
+
+
+def by_layer(compressor: Compressor, depth: int, now: int, kinds: Sequence[str]) -> dict[int, list[Signal]]:
+    """What a method standing in (or behind) block `now` reads of these kinds, by block; `FEATURE_LAYER` is `now`."""
+    out: dict[int, list[Signal]] = {}
+    for signal in sorted(compressor.signals_at(now, depth), key=lambda s: s.key):
+        if signal.kind in kinds:
+            out.setdefault(now if signal.layer == FEATURE_LAYER else signal.layer, []).append(signal)
+    return out
+
+
+def tower_attention(
+    tower: VisionTower, layer: int, kept: BlockInput, kinds: Sequence[str]
+) -> tuple[Tensor | None, Tensor]:
+    """Queries (those that the kinds need) and keys (b, H, ., e) of a block, from its input."""
+    block = tower.layers[layer]
+    normed = block.layer_norm1(kept.x)
+    rows = query_rows_of(kinds, normed.shape[1], tower.has_cls)
+    q = tower.split(block.self_attn.q_proj(normed[:, :rows])) if rows else None
+    return q, tower.split(block.self_attn.k_proj(normed))
+
+
+def tower_signal(tower: VisionTower, kind: str, q: Tensor | None, k: Tensor, bias: Tensor | None) -> Tensor:
+    """One signal over all rows of a block, CLS included; shapes as in `compressors.signals.SHAPES`.
+
+    A tower without CLS gives the attention received, as one head, for CLS attention.
+
+    Args:
+        tower: for the scale of its logits.
+        kind: "keys", "cls_attention" or "received_attention".
+        q: (b, H, ., e) queries, CLS first.
+        k: (b, H, m, e) keys.
+        bias: (b, m) added to the logits, or None.
+    """
+    if kind == "keys":
+        return k.mean(dim=1)
+    by_cls = kind == "cls_attention" and tower.has_cls
+    logits = ((q[:, :, :1] if by_cls else q) @ k.transpose(-1, -2)).float() * tower.layers[0].self_attn.scale
+    if bias is not None:
+        logits = logits + bias[:, None, None, :]
+    attention = logits.softmax(-1)
+    if by_cls:
+        return attention[:, :, 0]
+    received = attention.mean(dim=(1, 2))
+    return received[:, None] if kind == "cls_attention" else received
+
+
+def without_cls(kind: str, value: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """A signal's CLS entry (empty for a tower without) and its patch entries."""
+    axis = 1 if kind == "keys" else -1
+    return value.narrow(axis, 0, first), value.narrow(axis, first, value.shape[axis] - first)
+
+
+def last_query(decoder: Decoder, stream: Stream, cache: LayerCache | None, layer: int, rows: Tensor) -> Tensor:
+    """The last prompt token's attention on each visual entry: (b, H, n) float32, softmax over all entries of the layer.
+
+    Args:
+        decoder: the opened model.
+        stream: the layer's input.
+        cache: the layer's cache where it has run, else None (keys are then computed).
+        layer: which layer.
+        rows: (b,) rows with equal n.
+    """
+    block = decoder.layers[layer]
+    part = block.self_attn
+    last = stream.length[rows] - 1
+    normed = block.input_layernorm(stream.x[rows, last])[:, None]
+    q = rotated(decoder, part.q_proj(normed), stream.place[rows, last][:, None])
+    if cache is None:
+        k = rotated(decoder, part.k_proj(block.input_layernorm(stream.x[rows])), stream.place[rows])
+    else:
+        k = cache.keys[rows]
+    logits = (q.unflatten(1, (decoder.kv_heads, -1))[:, :, :, 0] @ k.transpose(-1, -2)).float() * part.scaling
+    padding = torch.arange(k.shape[2], device=k.device)[None] >= stream.length[rows][:, None]
+    attention = logits.flatten(1, 2).masked_fill(padding[:, None], float("-inf")).softmax(-1)
+    index = visual_index(stream, rows)
+    return attention.gather(2, index[:, None].expand(-1, attention.shape[1], -1))
+
+
+def rotated(decoder: Decoder, projected: Tensor, place: Tensor) -> Tensor:
+    """(b, S, heads * e) -> (b, heads, S, e), rotated to places (b, S)."""
+    split = projected.unflatten(-1, (-1, decoder.head_dim)).transpose(1, 2)
+    cos, sin = decoder.rotation(projected, place)
+    return apply_rotary_pos_emb(split, split, cos, sin)[0]
+
+
+def accumulated_attention(decoder: Decoder, cache: LayerCache, layer: int, rows: Tensor, chunk: int = 256) -> Tensor:
+    """Attention that each cached key received from all prompt queries and its group's heads: (b, K, S) float32.
+
+    Args:
+        decoder: the opened model.
+        cache: the layer's, with its input.
+        layer: which layer.
+        rows: (b,) rows of equal length.
+        chunk: queries at a time.
+    """
+    s = int(cache.length[rows[0]])
+    x, place = cache.stream.x[rows, :s], cache.stream.place[rows, :s]
+    block = decoder.layers[layer]
+    q = rotated(decoder, block.self_attn.q_proj(block.input_layernorm(x)), place).unflatten(1, (decoder.kv_heads, -1))
+    k = cache.keys[rows, :, None, :s].transpose(-1, -2)
+    out = torch.zeros(len(rows), decoder.kv_heads, s, device=x.device)
+    index = torch.arange(s, device=x.device)
+    for first in range(0, s, chunk):
+        logits = (q[:, :, :, first : first + chunk] @ k).float() * block.self_attn.scaling
+        ahead = index[None] > index[first : first + chunk, None]
+        out += logits.masked_fill(ahead, float("-inf")).softmax(-1).sum(dim=(2, 3))
+    return out

@@ -1,0 +1,77 @@
+"""The text tower beside a model: questions and visual tokens in one space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import CLIPTextModelWithProjection
+
+from foveate.models.errors import UnsupportedModel
+from foveate.models.inputs import padded
+from foveate.plans.cost import ViTShape, vit_block
+
+FOLDER = "text_tower"
+PROJECTION = "visual_projection.safetensors"
+
+
+class TextTower:
+    """A CLIP text tower and the projection of vision states that was trained with it.
+
+    Args:
+        model: the tower.
+        projection: (P, D) weight: projects states of the vision tower, behind its last norm.
+        tokenizer: the host's.
+    """
+
+    def __init__(self, model: CLIPTextModelWithProjection, projection: Tensor, tokenizer: Any) -> None:
+        self.model, self.projection, self.tokenizer = model.eval(), projection, tokenizer
+        c = model.config
+        self.limit, self.width = c.max_position_embeddings, c.projection_dim
+        sizes = (c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.num_attention_heads)
+        self.shape = ViTShape(*sizes, patch=1, cls=False)
+        if projection.shape[0] != self.width:
+            raise UnsupportedModel(f"text tower: joint width {self.width}, visual projection {projection.shape[0]}")
+
+    @classmethod
+    def load(cls, folder: Path, tokenizer: Any, dtype: torch.dtype, device: torch.device) -> TextTower | None:
+        """The tower in `folder`, or None where there is none. Raises: UnsupportedModel where it is incomplete."""
+        if not folder.is_dir():
+            return None
+        if not (folder / PROJECTION).is_file():
+            raise UnsupportedModel(f"{folder}: {PROJECTION} is missing")
+        weight = load_file(folder / PROJECTION)["weight"].to(device, dtype)
+        return cls(CLIPTextModelWithProjection.from_pretrained(folder, dtype=dtype).to(device), weight, tokenizer)
+
+    def ids(self, question: str) -> list[int]:
+        """Token ids: the tokenizer's, cut to the tower's length, one end token behind."""
+        found = self.tokenizer(question, truncation=True, max_length=self.limit - 1)["input_ids"]
+        end = self.tokenizer.eos_token_id
+        return found if found and found[-1] == end else [*found, end]
+
+    def embed(self, questions: Sequence[str]) -> tuple[Tensor, list[int]]:
+        """Unit embeddings (B, P) float32 of questions, read at the end token, and the FLOPs of each."""
+        rows = [self.ids(q) for q in questions]
+        ids, length = padded(rows, self.projection.device)
+        mask = torch.arange(ids.shape[1], device=ids.device)[None] < length[:, None]
+        hidden = self.model.text_model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        last = hidden[torch.arange(len(rows), device=ids.device), length - 1]
+        return F.normalize(self.model.text_projection(last).float(), dim=-1), [self.flops(len(r)) for r in rows]
+
+    def flops(self, n: int) -> int:
+        """FLOPs of a question of n tokens."""
+        return self.shape.layers * vit_block(self.shape, n) + 2 * self.shape.dim * self.width
+
+    def similarity(self, x: Tensor, norm: nn.Module, text: Tensor) -> Tensor:
+        """Cosine (b, n) float32 of vision states x (b, n, D), normed and projected, with text (b, P)."""
+        seen = F.normalize((norm(x) @ self.projection.T).float(), dim=-1)
+        return (seen @ text[:, :, None])[..., 0]
+
+    def similarity_flops(self, n: int) -> int:
+        """FLOPs of `similarity` on one row of n tokens."""
+        return 2 * n * self.width * (self.projection.shape[1] + 1)

@@ -1,0 +1,261 @@
+"""Visual tokens between the stages, row by row, and how a compressor's answer is applied to all that rides along."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from foveate.compressors.base import (
+    Compressor,
+    Grid,
+    Reducer,
+    Reduction,
+    Tokens,
+    apply,
+    apply_position,
+    apply_size,
+)
+from foveate.models.errors import CountMismatch, HostError
+
+
+@dataclass(frozen=True)
+class VisualState:
+    """One row's visual tokens at a stop.
+
+    Attributes:
+        x: (n, D) features.
+        size: (n,) float32, original tokens that each stands for.
+        position: (n,) int64 flat index into `grid`; -1 = CLS or a summary.
+        place: (n,) int64 position id in the decoder, counted from the first visual token of the uncompressed prompt.
+        span: position ids that the picture takes in the prompt; the text behind it starts there.
+        grid: (T, H, W) that `position` refers to.
+        whole: the tokens are that grid, complete and in order.
+        stage: after which stage.
+        cls: (D,) the encoder's CLS, where it is still at hand.
+        cls_stays: CLS is part of what the decoder reads ("full" feature selection); protected, never counted.
+    """
+
+    x: Tensor
+    size: Tensor
+    position: Tensor
+    place: Tensor
+    span: int
+    grid: Grid
+    whole: bool = True
+    stage: str = "input"
+    cls: Tensor | None = None
+    cls_stays: bool = False
+
+    @property
+    def n(self) -> int:
+        """Number of tokens."""
+        return self.x.shape[0]
+
+
+@dataclass(frozen=True)
+class Riders:
+    """What rides along with a group of rows with equal n: all of `Tokens` but features and signals, and the places.
+
+    Attributes:
+        size, position, place: (b, n) as in `VisualState`.
+        rank: (b, n) int64 index at the stage's entry of the token whose place this one takes; what has none ranks last.
+        seed: (b,) int64.
+        span: (b,) position ids of each row's picture.
+        grid: shared by the group.
+        whole: the tokens are the grid.
+    """
+
+    size: Tensor
+    position: Tensor
+    place: Tensor
+    rank: Tensor
+    seed: Tensor
+    span: Tensor
+    grid: Grid
+    whole: bool = True
+
+    @property
+    def n(self) -> int:
+        """Number of tokens in each row."""
+        return self.size.shape[1]
+
+    def tokens(self, x: Tensor, signals: dict[str, Tensor], site: int = 0) -> Tokens:
+        """The compressor's view of the group: x is (b, n, D)."""
+        return Tokens(x, self.size, self.position, self.grid, self.seed, signals, site)
+
+    def at(self, rows: Tensor) -> Riders:
+        """Some of the rows."""
+        names = ("size", "position", "place", "rank", "seed", "span")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+
+
+@dataclass
+class History:
+    """The reductions that a group has gone through: (block, reduction), in order; signals of earlier blocks follow."""
+
+    steps: list[tuple[int, Reduction]] = field(default_factory=list)
+
+    def at(self, rows: Tensor) -> History:
+        """The history of some of the rows."""
+        return History([(layer, rows_of(r, rows)) for layer, r in self.steps])
+
+    def since(self, layer: int) -> list[Reduction]:
+        """The reductions in this block or later ones."""
+        return [r for at, r in self.steps if at >= layer]
+
+
+def rows_of(r: Reduction, rows: Tensor) -> Reduction:
+    """The reduction of some of the rows."""
+    into = None if r.into is None else r.into[rows]
+    weight = None if r.weight is None else r.weight[rows]
+    return Reduction(r.anchor[rows], into, weight, None, r.grid_out)
+
+
+def groups(keys: Sequence[Hashable]) -> Iterator[tuple[Hashable, list[int]]]:
+    """(key, indices that have it) in order of first appearance."""
+    found: dict[Hashable, list[int]] = {}
+    for index, key in enumerate(keys):
+        found.setdefault(key, []).append(index)
+    yield from found.items()
+
+
+def check_grid(compressor: Compressor, whole: bool, grid: Grid, n: int) -> None:
+    """Raises: HostError where a method needs a whole grid and gets a part of one."""
+    if compressor.requires_grid and not whole:
+        raise HostError(f"{compressor.name}: needs a whole grid; {n} tokens of a {grid[1]} x {grid[2]} grid are left")
+
+
+def decide(compressor: Reducer, tokens: Tokens, count: int) -> list[tuple[Tensor, Reduction]]:
+    """Asks a reducer and checks its answer.
+
+    Returns:
+        (rows, reduction) parts, slots as the method ordered them; several where an adaptive method used several counts.
+
+    Raises:
+        CountMismatch: too many slots, too few from a method that is not adaptive, or anchors that are no unique tokens.
+    """
+    reduction = compressor.reduce(tokens, count)
+    b, k = reduction.anchor.shape
+    if b != tokens.x.shape[0] or k > count or (k < count and not compressor.adaptive):
+        raise CountMismatch(f"{compressor.name}: gave {k} slots in {b} rows; asked for {count} in {tokens.x.shape[0]}")
+    used = [k] * b if reduction.count is None else reduction.count.tolist()
+    if min(used) < 1 or max(used) > k or (not compressor.adaptive and min(used) < k):
+        raise CountMismatch(
+            f"{compressor.name}: used counts {used} are outside 1..{k}, or differ without being adaptive"
+        )
+    parts = []
+    for slots, rows in groups(used):
+        index = torch.tensor(rows, device=reduction.anchor.device)
+        part = _first_slots(rows_of(reduction, index), slots)
+        ordered = part.anchor.sort(dim=-1).values
+        repeated = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+        if bool(repeated.any()) or int(ordered.max()) >= tokens.n:
+            raise CountMismatch(f"{compressor.name}: anchors are not unique tokens of 0..{tokens.n - 1}")
+        parts.append((index, part))
+    return parts
+
+
+def _first_slots(r: Reduction, k: int) -> Reduction:
+    """The reduction without its unused slots, which are last."""
+    into = None if r.into is None else r.into.masked_fill(r.into >= k, -1)
+    return Reduction(r.anchor[:, :k], into, r.weight, None, r.grid_out)
+
+
+def carried(riders: Riders, r: Reduction, positions: str) -> Riders:
+    """Sizes, positions, places and ranks of the slots, in the order of the slots.
+
+    Args:
+        riders: of the tokens before.
+        r: from `decide`, for the same rows.
+        positions: the method's policy. "mean": a slot's place is the mean of its tokens' places, truncated; else it is
+            its anchor's (`leaving` numbers anew where the method wants that).
+    """
+    lost = r.anchor < 0
+    anchor = r.anchor.clamp(min=0)
+    size = apply_size(r, riders.size)
+    index = torch.arange(r.anchor.shape[1], device=anchor.device).expand_as(anchor)
+    if positions == "mean":
+        number = apply_size(r, torch.ones_like(riders.size)).clamp(min=1e-6)
+        place = (apply_size(r, riders.place.float()) / number + 1e-4).long()  # 1e-4: 2.9999998 is a 3
+    else:
+        last = riders.place.max(dim=1, keepdim=True).values
+        place = torch.where(lost, last, riders.place.gather(1, anchor))
+    rank = riders.rank.gather(1, anchor).masked_fill(lost, torch.iinfo(torch.int64).max)
+    position = apply_position(r, riders.position)
+    if r.grid_out is None:
+        return replace(riders, size=size, position=position, place=place, rank=rank, whole=False)
+    return replace(riders, size=size, position=index, place=place, rank=rank, grid=r.grid_out, whole=True)
+
+
+def leaving(riders: Riders, positions: str) -> tuple[Riders, Reduction]:
+    """The tokens in the order of their ranks, as they leave a stage, and that order as a selection.
+
+    Where the method renumbers, places are counted from 0 and the span is their number.
+    """
+    order = Reduction(riders.rank.argsort(dim=-1, stable=True))
+    names = ("size", "position", "place", "rank")
+    sorted_ = {name: getattr(riders, name).gather(1, order.anchor) for name in names}
+    if riders.whole:  # a grid has been put in order by the method
+        sorted_["position"] = riders.position
+    if positions == "renumber":
+        sorted_["place"] = torch.arange(riders.n, device=order.anchor.device).expand_as(order.anchor)
+        return replace(riders, **sorted_, span=torch.full_like(riders.span, riders.n)), order
+    return replace(riders, **sorted_), order
+
+
+def carry_signal(kind: str, value: Tensor, steps: Sequence[Reduction]) -> Tensor:
+    """A signal of earlier tokens for the slots that they became: attention is summed, keys follow the features.
+
+    Args:
+        kind: a key of `compressors.signals.SHAPES`.
+        value: (b, ..., n) or, for keys, (b, n, d).
+        steps: reductions in order.
+    """
+    for r in steps:
+        if kind == "keys":
+            value = apply(r, value)
+        elif value.ndim == 2:
+            value = apply_size(r, value)
+        else:
+            value = torch.stack([apply_size(r, head) for head in value.unbind(1)], dim=1)
+    return value
+
+
+def stack(states: Sequence[VisualState], seeds: Sequence[int]) -> tuple[Tensor, Riders]:
+    """(b, n, D) features and the riders of states with equal n and grid."""
+    x = torch.stack([s.x for s in states])
+    first = states[0]
+    rank = torch.arange(first.n, device=x.device).expand(len(states), -1)
+    riders = Riders(
+        rank=rank,
+        size=torch.stack([s.size for s in states]),
+        position=torch.stack([s.position for s in states]),
+        place=torch.stack([s.place for s in states]),
+        seed=torch.tensor(seeds, device=x.device),
+        span=torch.tensor([s.span for s in states], device=x.device),
+        grid=first.grid,
+        whole=first.whole,
+    )
+    return x, riders
+
+
+def unstack(x: Tensor, riders: Riders, stage: str, like: Sequence[VisualState]) -> list[VisualState]:
+    """The inverse of `stack`; CLS is taken over from `like`."""
+    spans = riders.span.tolist()
+    return [
+        replace(
+            old,
+            x=x[i],
+            size=riders.size[i],
+            position=riders.position[i],
+            place=riders.place[i],
+            span=spans[i],
+            grid=riders.grid,
+            whole=riders.whole,
+            stage=stage,
+        )
+        for i, old in enumerate(like)
+    ]
