@@ -4,8 +4,8 @@ An *input* is one (sample, turn): one picture and one question. The table is wha
 training environment read, so one filling of it serves them all.
 
 File: one row per input. Scalar columns `id`, `regime`, `family`, `template`, `split`, `question`; fixed-size list
-columns of length P (plans) `correct`, `prob`, `cost`, `tokens`, `kv` and, where recorded, `label_free`; list columns
-`group.<name>`. Everything else is JSON in the schema's metadata under the key `foveate`.
+columns of length P (plans) `correct`, `prob`, `cost`, `tokens`, `kv` and, where recorded, `label_free` and `reach`
+(length 6); list columns `group.<name>`. Everything else is JSON in the schema's metadata under the key `foveate`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from foveate.plans.plan import UNCOMPRESSED, Plan
+from foveate.envs.quality import check_mode, graded
+from foveate.plans.plan import STAGES, UNCOMPRESSED, Plan
 
 VERSION = 1
 _KEY = b"foveate"
@@ -40,7 +41,9 @@ _NUMBERS = {
     "tokens": np.float32,
     "kv": np.float64,
     "label_free": np.float32,
+    "reach": np.float64,
 }
+_OPTIONAL = ("label_free", "reach")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +68,8 @@ class Table:
         meta: plain data: host, portfolio, seed, versions, tasks.
         label_free: (N, P) float32 min(p_plan(y0), p_full(y0)) with y0 the uncompressed model's own answer; None where
             not recorded.
+        reach: (N, 6) float64 FLOPs spent on the uncompressed path when the decision at each stage is due, features left
+            out; None where not recorded.
     Raises:
         ValueError: the parts do not fit each other; the message names the first that does not.
     """
@@ -86,6 +91,7 @@ class Table:
     group_cost: dict[str, float] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
     label_free: np.ndarray | None = None
+    reach: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for name in _TEXTS:
@@ -105,8 +111,8 @@ class Table:
         for name in _TEXTS:
             _fits(name, getattr(self, name), (self.n,))
         for name in _NUMBERS:
-            if name != "label_free" or self.label_free is not None:
-                _fits(name, getattr(self, name), (self.n, self.p))
+            if getattr(self, name) is not None or name not in _OPTIONAL:
+                _fits(name, getattr(self, name), (self.n, len(STAGES) if name == "reach" else self.p))
         if set(self.groups) != set(self.group_names):
             raise ValueError(f"table: groups {sorted(self.groups)} and group_names {sorted(self.group_names)} differ")
         for name, values in self.groups.items():
@@ -150,14 +156,9 @@ class Table:
         Raises:
             ValueError: unknown mode, b outside its range, or no label-free column.
         """
-        if not 0 <= b <= 1:
-            raise ValueError(f"quality: b = {b} is outside [0, 1]")
-        if mode == "exact":
-            return self.correct.astype(np.float32)
-        if mode == "graded":
-            return ((1 - b) * self.correct + b * self.prob).astype(np.float32)
+        check_mode(mode, b)
         if mode != "label_free":
-            raise ValueError(f"quality: unknown mode {mode!r}; known: exact, graded, label_free")
+            return graded(self.correct.astype(np.float32), self.prob, b if mode == "graded" else 0.0).astype(np.float32)
         if self.label_free is None:
             raise ValueError("quality: this table was filled without the label_free column")
         return self.label_free
@@ -195,7 +196,7 @@ class Table:
             raise ValueError("concat: no table given")
         first = tables[0]
         for other in tables[1:]:
-            same_columns = (other.label_free is None) == (first.label_free is None)
+            same_columns = all((getattr(other, c) is None) == (getattr(first, c) is None) for c in _OPTIONAL)
             if other.plans != first.plans or other.group_names != first.group_names or not same_columns:
                 raise ValueError("concat: the tables differ in plans, features or columns")
         weights = np.array([max(t.n, 1e-9) for t in tables])
@@ -269,8 +270,9 @@ class Table:
 def _parts(arrow: Any, about: Mapping[str, Any]) -> dict[str, Any]:
     """The constructor's arguments, from an Arrow table and its metadata."""
     parts: dict[str, Any] = {name: arrow.column(column).to_pylist() for name, column in _TEXTS.items()}
-    columns = [name for name in _NUMBERS if name in arrow.column_names or name != "label_free"]
-    parts |= {name: _from_lists(arrow, name, len(about["plans"])) for name in columns}
+    columns = [name for name in _NUMBERS if name in arrow.column_names or name not in _OPTIONAL]
+    lengths = {"reach": len(STAGES)}
+    parts |= {name: _from_lists(arrow, name, lengths.get(name, len(about["plans"]))) for name in columns}
     names = about["group_names"]
     parts["groups"] = {name: _from_lists(arrow, f"group.{name}", len(names[name])) for name in names}
     parts["plans"] = tuple(Plan.from_dict(plan) for plan in about["plans"])

@@ -1,0 +1,99 @@
+"""A host's pass driven by plans: stages, looks at the tokens in between, and the verdict on the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from foveate.compressors.registry import make
+from foveate.envs.inputs import Input
+from foveate.envs.masks import STOP_GROUP
+from foveate.envs.quality import Outcome, outcome_of
+from foveate.models.ledger import charge_answer
+from foveate.plans.plan import STAGES, Plan
+
+if TYPE_CHECKING:
+    from foveate.models.host import Host
+    from foveate.models.passes import Pass
+
+ACTS = dict(zip(STAGES, ("resize", "encode", "thin", "project", "prefill", "choose_decode"), strict=True))
+"""Stage -> the method of `Pass` that runs it."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one plan gave on one input.
+
+    Attributes:
+        outcome: of the answer.
+        cost: FLOPs up to the end of the counted answer, features of the policy left out.
+        tokens: mean over decoder layers of visual tokens.
+        kv: bytes of the cache behind the prompt.
+    """
+
+    outcome: Outcome
+    cost: int
+    tokens: float
+    kv: int
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The uncompressed model's own answer y0 and its probability."""
+
+    answer: str
+    prob: float
+
+
+def run_stage(p: Pass, stage: str, plans: Sequence[Plan]) -> None:
+    """Runs one stage, each row by its plan."""
+    if stage == "input":
+        p.blind([row for row, plan in enumerate(plans) if plan.is_blind])
+    chosen = [plan[stage] for plan in plans]
+    acts = [not plan.is_blind and not choice.is_none for plan, choice in zip(plans, chosen, strict=True)]
+    methods = {choice.method: make(stage, choice.method) for choice, yes in zip(chosen, acts, strict=True) if yes}
+    each = [methods[choice.method] if yes else None for choice, yes in zip(chosen, acts, strict=True)]
+    keep = [choice.keep if yes else 1.0 for choice, yes in zip(chosen, acts, strict=True)]
+    getattr(p, ACTS[stage])(each, keep)
+
+
+def look(p: Pass, stop: str) -> list[np.ndarray]:
+    """Each row's token features at a stop, (d,) float32; charged to the rows' ledgers under "features"."""
+    from foveate.models import features
+
+    return features.reveal(p, STOP_GROUP[stop])
+
+
+def feature_cost(p: Pass, row: int) -> int:
+    """FLOPs of the policy's features that a row has paid for."""
+    return p.ledger[row].by_stage().get("features", 0)
+
+
+def reference_of(host: Host, input: Input, max_new_tokens: int = 8) -> Reference:
+    """What the uncompressed model says, greedily, and how sure it is."""
+    p = host.open([input.image], [input.question])
+    answer = p.decode(max_new_tokens=max_new_tokens)[0]
+    return Reference(answer, outcome_of(p.score([[answer]])[0], 1).prob)
+
+
+def judge(p: Pass, inputs: Sequence[Input], own: Sequence[str | None], answer_tokens: int) -> list[Verdict]:
+    """The verdict on each row of a pass behind its last stage.
+
+    Args:
+        p: the pass.
+        inputs: of its rows.
+        own: y0 of each row where its probability is wanted, else None.
+        answer_tokens: length of the answer that the cost counts.
+    """
+    texts = [[*each.answers, *([] if y0 is None else [y0])] for each, y0 in zip(inputs, own, strict=True)]
+    found, cached, layers, out = p.score(texts), p.cached, p.counts["layers"], []
+    for row, (each, score) in enumerate(zip(inputs, found, strict=True)):
+        ledger = p.ledger[row].copy()
+        kv = ledger.kv_bytes_end
+        charge_answer(ledger, p.host.shape, cached[row], answer_tokens)
+        cost = ledger.total - feature_cost(p, row)
+        out.append(Verdict(outcome_of(score, len(each.answers)), cost, float(np.mean(layers[row])), kv))
+    return out
