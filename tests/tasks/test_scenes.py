@@ -39,6 +39,8 @@ class TestBeside:
         # the answer two columns away (distance 2) against a diagonal at distance 1.41, then 2.24
         assert beside([(2, 1), (0, 1), (1, 0)], 0, "left of") is None
         assert beside([(2, 1), (1, 1), (1, 0)], 0, "left of") == 1
+        # two columns away (4, squared) against a rival at the square root of 5
+        assert beside([(2, 1), (0, 1), (0, 0)], 0, "left of") is None
 
 
 def test_plurals():
