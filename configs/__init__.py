@@ -1,4 +1,4 @@
 """Configuration files that ship with the package: read them with `importlib.resources.files("foveate.configs")`.
 
-A regular package on purpose: in an editable install a namespace package has no readable resources on Python 3.11 and 3.12.
+A regular package on purpose: an editable install of a namespace package shows no resources before Python 3.13.
 """
