@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from foveate.plans import BLIND, UNCOMPRESSED, Plan
+from foveate.controller.features import PIXEL_FEATURES, QUESTION_FEATURES
+from foveate.plans import BLIND, UNCOMPRESSED, Choice, Plan, Portfolio
 from foveate.rollouts.table import Table
 
 TOY_PLANS = (
@@ -14,6 +15,15 @@ TOY_PLANS = (
     Plan.of(prefill=("fastv", 0.25)),
 )
 TOY_SHARES = (1.0, 0.1, 0.3, 0.4, 0.6)
+TOY_PORTFOLIO = Portfolio(
+    "toy",
+    {
+        "input": (Choice("blind", 0.0), Choice("downsample", 0.25)),
+        "outside": (Choice("visionzip", 0.25),),
+        "prefill": (Choice("fastv", 0.25),),
+    },
+    max_active_stages=1,
+)
 
 
 def make_toy(n: int = 8, seed: int = 0) -> Table:
@@ -25,8 +35,14 @@ def make_toy(n: int = 8, seed: int = 0) -> Table:
     correct[np.arange(n), 2 + np.arange(n) % 3] = True
     correct[::4, 1] = True
     cost = np.outer(1e6 + np.arange(n) * 1e3, TOY_SHARES)
-    names = {"pixels": ("a", "b"), "question": ("c",), "block1": ("d",), "encoder": ("e",), "layer1": ("f",)}
-    groups = {k: rng.normal(size=(n, len(v))).astype(np.float32) for k, v in names.items()}
+    names = {
+        "pixels": PIXEL_FEATURES,
+        "question": QUESTION_FEATURES,
+        "block1": ("d",),
+        "encoder": ("e",),
+        "layer1": ("f",),
+    }
+    groups = {k: rng.uniform(size=(n, len(v))).astype(np.float32) for k, v in names.items()}
     groups["pixels"][:, 0] = np.arange(n) % 3
     return Table(
         ids=[f"toy/test/{i}#0" for i in range(n)],
@@ -44,8 +60,9 @@ def make_toy(n: int = 8, seed: int = 0) -> Table:
         groups=groups,
         group_names=names,
         group_cost={"block1": 1000.0, "encoder": 2000.0, "layer1": 3000.0},
-        meta={"host": "toy", "seed": seed},
+        meta={"host": "toy", "seed": seed, "portfolio": TOY_PORTFOLIO.to_dict()},
         label_free=np.where(correct, 0.5, 0.125),
+        reach=np.outer(1e6 + np.arange(n) * 1e3, (0.0, 0.05, 0.2, 0.2, 0.3, 1.0)),
     )
 
 

@@ -18,7 +18,9 @@ def test_a_saved_table_comes_back_bit_for_bit(toy, tmp_path):
 
 def test_a_table_without_label_free_and_with_an_empty_group_comes_back(toy, tmp_path):
     groups = {**toy.groups, "layer1": np.zeros((toy.n, 0), np.float32)}
-    bare = dataclasses.replace(toy, label_free=None, groups=groups, group_names={**toy.group_names, "layer1": ()})
+    bare = dataclasses.replace(
+        toy, label_free=None, reach=None, groups=groups, group_names={**toy.group_names, "layer1": ()}
+    )
     bare.save(tmp_path / "t.parquet")
     assert Table.load(tmp_path / "t.parquet").same_as(bare)
     with pytest.raises(ValueError, match="without the label_free"):
