@@ -1,0 +1,212 @@
+"""Every compressor at every ratio on every regime: accuracy, exact FLOPs, tokens, KV bytes, wall time.
+
+The rows come from a replay table, so a bench, a hull and a policy are measured by one code path. Wall time is a share
+of the uncompressed pass, timed in alternation with it in one run; absolute times of a shared machine would mean
+nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from foveate.compressors.registry import COMPRESSORS
+from foveate.models.host import Host
+from foveate.plans.plan import BLIND, STAGES, UNCOMPRESSED, Plan
+from foveate.rollouts.table import Table
+from foveate.tasks.base import Sample
+
+RATIOS = (0.75, 0.5, 0.25, 0.11, 0.06)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One plan on one table.
+
+    Attributes:
+        plan: which.
+        accuracy: mean over regimes (each regime counts the same), greedy exact match.
+        low, high: 95 % interval of `accuracy`, bootstrap over scene families inside each regime.
+        regimes: regime -> (accuracy, low, high).
+        cost: mean share of the uncompressed FLOPs. tokens: visual tokens, mean over decoder layers. kv: share of KV
+        bytes.
+        wall: share of the uncompressed wall time; None = not timed.
+    """
+
+    plan: Plan
+    accuracy: float
+    low: float
+    high: float
+    regimes: dict[str, tuple[float, float, float]]
+    cost: float
+    tokens: float
+    kv: float
+    wall: float | None = None
+
+
+def bench_plans(
+    host: Host, stages: Sequence[str] = STAGES, ratios: Sequence[float] = RATIOS, methods: Sequence[str] | None = None
+) -> tuple[list[Plan], dict[str, str]]:
+    """All one-stage plans that the host can run, uncompressed first, the blind plan last; and label -> reason for the
+    rest."""
+    plans, refused = [UNCOMPRESSED], {}
+    for stage, name in sorted(COMPRESSORS, key=lambda key: (STAGES.index(key[0]), key[1])):
+        if stage not in stages or (methods is not None and name not in methods):
+            continue
+        reason = host.supports(stage, name)
+        for ratio in ratios if reason is None else ():
+            plan = Plan.of(**{stage: (name, ratio)})
+            try:
+                host.forecast(plan, n_text=8)
+            except ValueError as error:
+                refused[plan.label()] = str(error)
+            else:
+                plans.append(plan)
+        if reason is not None:
+            refused[f"{stage}:{name}"] = reason
+    return [*plans, BLIND], refused
+
+
+def rows_of(table: Table, walls: dict[Plan, float] | None = None, resamples: int = 1000, seed: int = 0) -> list[Row]:
+    """One row per plan of a table."""
+    draws = {regime: _draws(table, regime, resamples, seed) for regime in sorted(set(table.regimes.tolist()))}
+    made = []
+    for column, plan in enumerate(table.plans):
+        values = {regime: drawn[:, column] for regime, drawn in draws.items()}  # first entry: the table as it is
+        mean = np.mean(list(values.values()), axis=0)
+        made.append(
+            Row(
+                plan=plan,
+                accuracy=float(mean[0]),
+                low=float(np.quantile(mean[1:], 0.025)),
+                high=float(np.quantile(mean[1:], 0.975)),
+                regimes={r: (float(v[0]), *map(float, np.quantile(v[1:], [0.025, 0.975]))) for r, v in values.items()},
+                cost=float(table.share[:, column].mean()),
+                tokens=float(table.tokens[:, column].mean()),
+                kv=float((table.kv[:, column] / table.kv[:, 0]).mean()),
+                wall=(walls or {}).get(plan),
+            )
+        )
+    return made
+
+
+def _draws(table: Table, regime: str, resamples: int, seed: int) -> np.ndarray:
+    """(1 + resamples, P) accuracies of one regime: as it is, then over resampled scene families."""
+    part = table.subset(table.regimes == regime)
+    index = part.family_index()
+    families = int(index.max()) + 1
+    right, size = np.zeros((families, part.p)), np.bincount(index, minlength=families).astype(float)
+    np.add.at(right, index, part.correct.astype(float))
+    counts = np.random.default_rng(seed).multinomial(families, np.full(families, 1 / families), size=resamples)
+    counts = np.concatenate([np.ones((1, families)), counts])
+    return counts @ right / (counts @ size)[:, None]
+
+
+def keep_at_loss(rows: Sequence[Row], regime: str, stage: str, method: str, points: float = 0.05) -> float:
+    """The keep ratio at which a method costs `points` of a regime's accuracy, linear between the ratios measured.
+
+    The smallest measured ratio where even that costs less.
+    """
+    curve = [(1.0, next(row.regimes[regime][0] for row in rows if row.plan == UNCOMPRESSED))]
+    curve += [(r.plan[stage].keep, r.regimes[regime][0]) for r in rows if r.plan[stage].method == method]
+    curve.sort(reverse=True)
+    target = curve[0][1] - points
+    for (k1, a1), (k0, a0) in zip(curve, curve[1:], strict=False):
+        if a0 < target:
+            return k0 + (k1 - k0) * (target - a0) / (a1 - a0) if a1 > a0 else k1
+    return curve[-1][0]
+
+
+def best_methods(rows: Sequence[Row], stage: str, keep: float) -> dict[str, tuple[str, str, bool]]:
+    """Regime -> best method of a stage at a ratio, runner-up, and whether their intervals are apart."""
+    at = [row for row in rows if row.plan[stage].keep == keep and not row.plan[stage].is_none]
+    best = {}
+    for regime in at[0].regimes if at else ():
+        first, second = sorted(at, key=lambda row: -row.regimes[regime][0])[:2]
+        apart = first.regimes[regime][1] > second.regimes[regime][2]
+        best[regime] = (first.plan[stage].method, second.plan[stage].method, apart)
+    return best
+
+
+def wall_shares(
+    host: Host, samples: Sequence[Sample], plans: Sequence[Plan], rounds: int = 7, batch: int = 1
+) -> dict[Plan, float]:
+    """Median over rounds of (wall time of a plan / wall time of the uncompressed pass next to it), prefill included."""
+    images = [sample.image for sample in samples[:batch]]
+    questions = [sample.turns[0].question for sample in samples[:batch]]
+
+    def once(plan: Plan) -> float:
+        began = time.perf_counter()
+        host.open(images, questions).run(plan)
+        return time.perf_counter() - began
+
+    once(UNCOMPRESSED)
+    shares: dict[Plan, list[float]] = {plan: [] for plan in plans}
+    for _ in range(rounds):
+        for plan in plans:
+            shares[plan].append(once(plan) / once(UNCOMPRESSED))
+    return {plan: statistics.median(values) for plan, values in shares.items()}
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table for people: a line per plan, accuracy in percent, costs as shares of uncompressed."""
+    regimes = list(rows[0].regimes)
+    head = ["plan", "tokens", "FLOPs", "KV", "wall", "mean", *regimes]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for row in rows:
+        wall = "not measured" if row.wall is None else f"{row.wall:.2f}"
+        cells = [row.plan.label(), f"{row.tokens:.1f}", f"{row.cost:.3f}", f"{row.kv:.2f}", wall]
+        cells += [f"{100 * row.accuracy:.1f}", *(f"{100 * row.regimes[r][0]:.0f}" for r in regimes)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """The same with intervals, one line per plan."""
+    regimes = list(rows[0].regimes)
+    head = ["plan", "tokens", "flops_share", "kv_share", "wall_share", "accuracy", "low", "high"]
+    head += [f"{r}{part}" for r in regimes for part in ("", "_low", "_high")]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(head)
+        for row in rows:
+            values = [row.tokens, row.cost, row.kv, row.wall, row.accuracy, row.low, row.high]
+            values += [value for r in regimes for value in row.regimes[r]]
+            writer.writerow([row.plan.label(), *("" if v is None else f"{v:.5g}" for v in values)])
+
+
+def picture(rows: Sequence[Row], path: Path, title: str) -> None:
+    """Accuracy over FLOPs, one line per method, the hull of them all behind it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    from foveate.policies.hull import hull_line
+
+    figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
+    hull = hull_line(np.array([row.cost for row in rows]), np.array([row.accuracy for row in rows]))
+    axes.plot(hull.cost, 100 * hull.accuracy, color="0.75", linewidth=5, label="hull of fixed plans", zorder=0)
+    series: dict[str, list[Row]] = {}
+    for row in rows:
+        active = row.plan.active
+        name = " + ".join(f"{stage}:{choice.method}" for stage, choice in active) or "uncompressed"
+        series.setdefault(name, []).append(row)
+    for number, (name, group) in enumerate(sorted(series.items())):
+        group.sort(key=lambda row: row.cost)
+        style = "o-" if number < 10 else "s--"
+        axes.plot([r.cost for r in group], [100 * r.accuracy for r in group], style, label=name, markersize=4)
+    axes.set(
+        xlabel="FLOPs, share of uncompressed", ylabel="exact match, mean over regimes (%)", title=title, ylim=(0, 100)
+    )
+    axes.legend(fontsize=7, ncols=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
