@@ -60,6 +60,13 @@ def run_stage(p: Pass, stage: str, plans: Sequence[Plan]) -> None:
     getattr(p, ACTS[stage])(each, keep)
 
 
+def token_features() -> dict[str, tuple[str, ...]]:
+    """Group -> names of the token features that hosts reveal."""
+    from foveate.models.features import TOKEN_FEATURES
+
+    return dict(TOKEN_FEATURES)
+
+
 def look(p: Pass, stop: str) -> list[np.ndarray]:
     """Each row's token features at a stop, (d,) float32; charged to the rows' ledgers under "features"."""
     from foveate.models import features

@@ -1,0 +1,252 @@
+"""Fills a replay table: every input under every plan, in shards that survive an interruption."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from foveate.controller.features import PIXEL_FEATURES, QUESTION_FEATURES, pixel_features, question_features
+from foveate.envs.inputs import Input, inputs_of
+from foveate.envs.live import token_features
+from foveate.envs.masks import ANSWER_TOKENS, STOP_GROUP, Masks
+from foveate.envs.quality import check_answers
+from foveate.plans.masks import plan_refusal
+from foveate.plans.plan import BLIND, STAGES, UNCOMPRESSED, Plan
+from foveate.plans.portfolio import ActionTable, Portfolio, all_plans
+from foveate.rollouts.table import Table
+from foveate.rollouts.worker import Ask, Worker
+from foveate.tasks.base import Sample
+
+if TYPE_CHECKING:
+    from foveate.models.host import Host
+
+SHARD = 48
+"""Inputs in a shard: what an interruption can cost, and what goes through the host together."""
+
+
+def legal_plans(host: Host, portfolio: Portfolio) -> list[Plan]:
+    """The plans of a portfolio that a host can run, the uncompressed one first and the blind one among them."""
+    rules = Masks(host, ActionTable.from_portfolio(portfolio)).rules
+    plans = [plan for plan in all_plans(portfolio) if plan_refusal(plan, rules, portfolio.max_active_stages) is None]
+    return plans if BLIND in plans else [*plans[:1], BLIND, *plans[1:]]
+
+
+def fill(
+    host: Host | str | Path,
+    samples: Iterable[Sample | Input],
+    plans: Portfolio | Sequence[Plan],
+    out: str | Path,
+    *,
+    workers: int = 0,
+    label_free: bool = False,
+    answer_tokens: int = ANSWER_TOKENS,
+    shard: int = SHARD,
+    progress: bool = True,
+    meta: dict[str, Any] | None = None,
+) -> Table:
+    """The table of some inputs under some plans, saved at `out`.
+
+    Shards lie in `<out>.parts` until the table is whole: called again with the same arguments after an interruption,
+    what is done is not done again, and the table comes out the same, bit for bit.
+
+    Args:
+        host: an opened model, or what `load_host` takes.
+        samples: samples (each of their turns is an input) or inputs.
+        plans: a portfolio (all of its plans that the host can run, and the blind one), or plans, the uncompressed one
+            first.
+        out: Parquet file to write.
+        workers: Ray actors that fill shards, each with a host of its own; 0 = this process.
+        label_free: also record min(p_plan(y0), p_full(y0)) of the uncompressed model's own answer y0.
+        answer_tokens: length of the answer that costs count.
+        shard: inputs in a shard.
+        progress: show a bar on stderr.
+        meta: more to write into the table's meta, plain data.
+    Raises:
+        ValueError: no input, an input without accepted answers (where not `label_free`), a plan that the host cannot
+            run, or `out` holds the table of other inputs, plans or another host.
+    """
+    host = _opened(host)
+    inputs = list(_inputs(samples))
+    chosen = legal_plans(host, plans) if isinstance(plans, Portfolio) else list(plans)
+    _check(host, inputs, chosen, label_free)
+    about = _about(host, plans, answer_tokens, meta)
+    key = _key(about, inputs, chosen, label_free, shard)
+    out = Path(out)
+    if out.is_file():
+        return _ours(out, key)
+    parts = out.with_name(out.name + ".parts")
+    cuts = {
+        parts / f"{start // shard:05d}.parquet": inputs[start : start + shard] for start in range(0, len(inputs), shard)
+    }
+    todo = [path for path in cuts if not _is_done(path, key)]
+    jobs = ((path, cuts[path]) for path in todo)
+    job = _Job(tuple(chosen), label_free, answer_tokens, about | {"key": key})
+    with _bar(len(inputs), progress) as advance:
+        advance(len(inputs) - sum(len(cuts[path]) for path in todo))
+        for path, table in _filled(host, job, jobs, workers):
+            table.save(path)
+            advance(table.n)
+    whole = Table.concat([Table.load(path) for path in cuts])
+    whole.save(out)
+    shutil.rmtree(parts)
+    return whole
+
+
+class _Job:
+    """What is the same for every shard; small enough to be sent to a worker."""
+
+    def __init__(self, plans: tuple[Plan, ...], label_free: bool, answer_tokens: int, meta: dict[str, Any]) -> None:
+        self.plans, self.label_free, self.answer_tokens, self.meta = plans, label_free, answer_tokens, meta
+
+    def run(self, host: Host, inputs: Sequence[Input]) -> Table:
+        """The table of some inputs."""
+        worker = Worker(host, self.answer_tokens, batch=max(1, len(inputs)))
+        references = dict(zip(map(id, inputs), worker.references(inputs), strict=True)) if self.label_free else {}
+        ends = [Ask(each, plan) for each in inputs for plan in self.plans]
+        stops = [Ask(each, UNCOMPRESSED, stage) for each in inputs for stage in STAGES]
+        found = worker.run(ends + stops, references)
+        shape = (len(inputs), len(self.plans))
+        verdicts, seen = found[: len(ends)], np.array(found[len(ends) :], dtype=object).reshape(-1, len(STAGES))
+        own = None
+        if self.label_free:
+            sure = np.array([references[id(each)].prob for each in inputs])
+            own = np.minimum(np.reshape([v.outcome.own for v in verdicts], shape), sure[:, None])
+        groups, names, costs = _features(inputs, seen)
+        return Table(
+            ids=[each.id for each in inputs],
+            regimes=[each.regime for each in inputs],
+            families=[each.family for each in inputs],
+            templates=[each.template for each in inputs],
+            splits=[each.split for each in inputs],
+            questions=[each.question for each in inputs],
+            plans=self.plans,
+            correct=np.reshape([v.outcome.correct for v in verdicts], shape),
+            prob=np.reshape([v.outcome.prob for v in verdicts], shape),
+            cost=np.reshape([v.cost for v in verdicts], shape),
+            tokens=np.reshape([v.tokens for v in verdicts], shape),
+            kv=np.reshape([v.kv for v in verdicts], shape),
+            groups=groups,
+            group_names=names,
+            group_cost=costs,
+            meta=self.meta,
+            label_free=own,
+            reach=[[each.spent for each in row] for row in seen],
+        )
+
+
+def _features(
+    inputs: Sequence[Input], seen: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]], dict[str, float]]:
+    """Groups, their names and their mean FLOPs; `seen` (N, 6) holds what stands at each stop."""
+    groups = {
+        "pixels": np.stack([pixel_features(each.image) for each in inputs]),
+        "question": np.stack([question_features(each.question) for each in inputs]),
+    }
+    names, costs = {"pixels": PIXEL_FEATURES, "question": QUESTION_FEATURES}, {"pixels": 0.0, "question": 0.0}
+    for stop, group in STOP_GROUP.items():
+        column = seen[:, STAGES.index(stop)]
+        groups[group] = np.stack([each.features for each in column])
+        names[group] = tuple(token_features()[group])
+        costs[group] = float(np.mean([each.feature_flops for each in column]))
+    return groups, names, costs
+
+
+def _filled(
+    host: Host, job: _Job, jobs: Iterable[tuple[Path, Sequence[Input]]], workers: int
+) -> Iterator[tuple[Path, Table]]:
+    """(path, table) of each shard, in order."""
+    if workers == 0:
+        for path, inputs in jobs:
+            yield path, job.run(host, inputs)
+        return
+    from foveate.rollouts.ray_pool import map_on_hosts  # ray is slow to import
+
+    yield from map_on_hosts(host, job.run, jobs, workers)
+
+
+def _opened(host: Host | str | Path) -> Host:
+    if isinstance(host, str | Path):
+        from foveate.models import load_host
+
+        return load_host(host)
+    return host
+
+
+def _inputs(samples: Iterable[Sample | Input]) -> Iterator[Input]:
+    for each in samples:
+        if isinstance(each, Input):
+            yield each
+        else:
+            yield from inputs_of([each])
+
+
+def _check(host: Host, inputs: Sequence[Input], plans: Sequence[Plan], label_free: bool) -> None:
+    """Raises: ValueError, see `fill`."""
+    if not inputs:
+        raise ValueError("samples is empty, a table needs at least one input")
+    for each in inputs:
+        check_answers(each.id, each.answers, "label_free" if label_free else "exact")
+    if plans[:1] != [UNCOMPRESSED]:
+        raise ValueError("plans must start with the uncompressed one")
+    for plan in plans:
+        try:
+            host.forecast(plan, 1)
+        except ValueError as error:
+            raise ValueError(f"plan {plan.label()}: {error}") from None
+
+
+def _about(
+    host: Host, plans: Portfolio | Sequence[Plan], answer_tokens: int, meta: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The table's meta."""
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy")}
+    about = {"host": host.name, "fingerprint": host.fingerprint, "answer_tokens": answer_tokens, "versions": versions}
+    if isinstance(plans, Portfolio):
+        about["portfolio"] = plans.to_dict()
+    return about | (meta or {})
+
+
+def _key(about: dict[str, Any], inputs: Sequence[Input], plans: Sequence[Plan], label_free: bool, shard: int) -> str:
+    """SHA-256 of all that the table's numbers depend on."""
+    said = [about["fingerprint"], about["answer_tokens"], label_free, shard, [plan.to_dict() for plan in plans]]
+    digest = hashlib.sha256(json.dumps(said).encode())
+    for each in inputs:
+        digest.update(json.dumps([each.id, each.question, each.answers]).encode())
+        digest.update(np.ascontiguousarray(each.image).tobytes())
+    return digest.hexdigest()
+
+
+def _ours(path: Path, key: str) -> Table:
+    """The table of a file. Raises: ValueError where it was filled with something else."""
+    table = Table.load(path)
+    if table.meta.get("key") != key:
+        raise ValueError(f"{path}: holds a table of other inputs, plans or another host; remove it or write elsewhere")
+    return table
+
+
+def _is_done(path: Path, key: str) -> bool:
+    """Whether a shard is there and whole; shards are written at one stroke, so another key is another table's."""
+    return path.is_file() and _ours(path, key).n > 0
+
+
+@contextmanager
+def _bar(total: int, shown: bool) -> Iterator[Any]:
+    """A progress bar on stderr; gives the function that advances it."""
+    if not shown:
+        yield lambda n: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("replay"), BarColumn(), MofNCompleteColumn(), TextColumn("inputs"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("replay", total=total)
+        yield lambda n: bar.advance(task, n)

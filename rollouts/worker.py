@@ -1,0 +1,223 @@
+"""A batched worker: many inputs under many plans on one host, with everything shared that plans have in common.
+
+Requests form a prefix tree. One pass goes through the stages for all of them; behind each stage it is forked where
+plans part, so what they agree on runs once. Behind the projector rows are sorted by their number of visual tokens,
+since a batch of the decoder is as long as its longest row, and go on in batches of limited size, which also bounds the
+memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from foveate.envs.inputs import Input
+from foveate.envs.live import Reference, Verdict, feature_cost, judge, look, run_stage
+from foveate.envs.masks import ANSWER_TOKENS, STOP_GROUP
+from foveate.envs.quality import outcome_of
+from foveate.plans.plan import NONE, STAGES, UNCOMPRESSED, Plan
+
+if TYPE_CHECKING:
+    from foveate.models.host import Host
+    from foveate.models.passes import Pass
+
+
+@dataclass(frozen=True, eq=False)
+class Ask:
+    """One request: run a plan on an input up to a stop, or to the end.
+
+    Attributes:
+        input: picture and question.
+        plan: decisions; those at the stop and behind it are not read.
+        stop: a stage whose decision is due; None = to the end.
+    """
+
+    input: Input
+    plan: Plan = UNCOMPRESSED
+    stop: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What stands at a stop.
+
+    Attributes:
+        features: (d,) float32 that the stop reveals; None where it reveals nothing.
+        spent: FLOPs so far, features left out.
+        feature_flops: FLOPs of these features.
+        tokens_left: share of visual tokens still there.
+    """
+
+    features: np.ndarray | None
+    spent: int
+    feature_flops: int
+    tokens_left: float
+
+
+Answer = Seen | Verdict
+
+
+def before(plan: Plan, stage: int) -> Plan:
+    """The decisions of a plan before stage number `stage`."""
+    return Plan(plan.choices[:stage] + (NONE,) * (len(STAGES) - stage))
+
+
+class Worker:
+    """Runs requests on one host.
+
+    Args:
+        host: the model.
+        answer_tokens: length of the answer that costs count.
+        batch: most inputs in a pass, and most rows in the decoder.
+    Raises:
+        ValueError: batch below 1.
+    """
+
+    def __init__(self, host: Host, answer_tokens: int = ANSWER_TOKENS, batch: int = 48) -> None:
+        if batch < 1:
+            raise ValueError(f"batch = {batch} is below 1")
+        self.host, self.answer_tokens, self.batch = host, answer_tokens, batch
+
+    def n_text(self, inputs: Sequence[Input]) -> list[int]:
+        """Prompt entries that are text, of each input."""
+        return list(self.host.open([i.image for i in inputs], [i.question for i in inputs]).n_text)
+
+    def references(self, inputs: Sequence[Input], max_new_tokens: int = 8) -> list[Reference]:
+        """What the uncompressed model says about each input, greedily, and how sure it is."""
+        out = []
+        for part in _parts(inputs, self.batch):
+            p = self.host.open([i.image for i in part], [i.question for i in part])
+            said = p.decode(max_new_tokens=max_new_tokens)
+            scores = p.score([[answer] for answer in said])
+            out += [Reference(answer, outcome_of(score, 1).prob) for answer, score in zip(said, scores, strict=True)]
+        return out
+
+    def run(self, asks: Sequence[Ask], references: dict[int, Reference] | None = None) -> list[Answer]:
+        """Answers to requests, in their order: `Seen` at a stop, `Verdict` at the end.
+
+        Args:
+            asks: requests; equal ones run once.
+            references: id(input) -> its reference, for inputs whose own answer is to be scored too.
+        """
+        out: list[Answer | None] = [None] * len(asks)
+        inputs = list({id(ask.input): ask.input for ask in asks}.values())
+        for part in _parts(inputs, self.batch):
+            number = {id(each): place for place, each in enumerate(part)}
+            mine = [i for i, ask in enumerate(asks) if id(ask.input) in number]
+            tree = _Tree(self, part, references or {})
+            leaves = [(number[id(asks[i].input)], asks[i].plan, asks[i].stop) for i in mine]
+            for i, answer in zip(mine, tree.answers(leaves), strict=True):
+                out[i] = answer
+        return out
+
+
+Leaf = tuple[int, Plan, str | None]
+"""(number of the input, plan, stop)."""
+Node = tuple[int, Plan]
+"""(number of the input, decisions so far)."""
+
+
+class _Tree:
+    """The requests on some inputs, walked stage by stage."""
+
+    def __init__(self, worker: Worker, inputs: Sequence[Input], references: dict[int, Reference]) -> None:
+        self.worker, self.inputs, self.references = worker, inputs, references
+        self.found: dict[tuple[int, Plan, str | None], Answer] = {}
+
+    def answers(self, leaves: Sequence[Leaf]) -> list[Answer]:
+        """Each leaf's answer."""
+        keys = [(i, plan if stop is None else before(plan, STAGES.index(stop)), stop) for i, plan, stop in leaves]
+        wanted = list(dict.fromkeys(keys))
+        p = self.worker.host.open([i.image for i in self.inputs], [i.question for i in self.inputs])
+        nodes: list[Node] = [(i, UNCOMPRESSED) for i in range(len(self.inputs))]
+        for stage in STAGES[:4]:
+            p, nodes = self._step(p, nodes, stage, wanted)
+        for rows in self._by_length(p, nodes):
+            self._decoder(p.fork(rows), [nodes[row] for row in rows], wanted)
+        return [self.found[key] for key in keys]
+
+    def _step(self, p: Pass, nodes: list[Node], stage: str, wanted: Sequence[Leaf]) -> tuple[Pass, list[Node]]:
+        """Answers what stops at a stage and runs it for the rest; the pass is forked where plans part."""
+        self._stop(p, nodes, stage, wanted)
+        ways = self._ways(nodes, stage, wanted)
+        p = _forked(p, list(ways.values()))
+        if ways:
+            run_stage(p, stage, [plan for _, plan in ways])
+        return p, list(ways)
+
+    def _ways(self, nodes: list[Node], stage: str, wanted: Sequence[Leaf]) -> dict[Node, int]:
+        """Each way to go on at a stage -> the row that it goes on from."""
+        at = STAGES.index(stage)
+        parent = {node: row for row, node in enumerate(nodes)}
+        going = [(i, plan) for i, plan, stop in wanted if stop is None or STAGES.index(stop) > at]
+        nodes_of = [((i, before(plan, at + 1)), parent.get((i, before(plan, at)))) for i, plan in going]
+        return {node: row for node, row in nodes_of if row is not None}
+
+    def _stop(self, p: Pass, nodes: list[Node], stage: str, wanted: Sequence[Leaf]) -> None:
+        """Answers the requests that stop at a stage."""
+        here = {(i, plan) for i, plan, stop in wanted if stop == stage}
+        rows = [row for row, node in enumerate(nodes) if node in here]
+        if not rows:
+            return
+        if stage == "encoder":
+            p.peek_encoder()  # before the fork, so that it serves those that go on too
+        if stage == "prefill":
+            p.peek()
+        part = p.fork(rows)
+        features = look(part, stage) if stage in STOP_GROUP else [None] * len(rows)
+        left = p.counts[STAGES[STAGES.index(stage) - 1]] if stage != STAGES[0] else [p.host.n_visual] * len(nodes)
+        for number, row in enumerate(rows):
+            paid = feature_cost(part, number)
+            share = left[row] / p.host.n_visual
+            seen = Seen(features[number], part.ledger[number].total - paid, paid, share)
+            self.found[(*nodes[row], stage)] = seen
+
+    def _by_length(self, p: Pass, nodes: list[Node]) -> Iterator[list[int]]:
+        """Rows with equal numbers of visual tokens, in batches; long ones first."""
+        if nodes:
+            counts = p.counts["projector"]
+            for _, rows in sorted(_grouped(counts).items(), reverse=True):
+                yield from _parts(rows, self.worker.batch)
+
+    def _decoder(self, p: Pass, nodes: list[Node], wanted: Sequence[Leaf]) -> None:
+        """The last two stages of some rows, and the verdicts."""
+        p.peek()
+        self._stop(p, nodes, "prefill", wanted)
+        ways = self._ways(nodes, "prefill", wanted)
+        each = list(ways)
+        for members in _grouped([plan["prefill"] for _, plan in each]).values():
+            part = [each[m] for m in members]
+            q = p.fork([ways[node] for node in part])  # rows that shrink alike, so that none waits for a longer one
+            run_stage(q, "prefill", [plan for _, plan in part])
+            q, ends = self._step(q, part, "decode", wanted)
+            if ends:
+                self._judge(q, ends)
+
+    def _judge(self, p: Pass, ends: Sequence[Node]) -> None:
+        """The verdicts on rows behind their last stage."""
+        inputs = [self.inputs[i] for i, _ in ends]
+        own = [self.references[id(each)].answer if id(each) in self.references else None for each in inputs]
+        for (i, plan), verdict in zip(ends, judge(p, inputs, own, self.worker.answer_tokens), strict=True):
+            self.found[i, plan, None] = verdict
+
+
+def _forked(p: Pass, rows: list[int]) -> Pass:
+    """The pass of these rows; itself where they are all of it in order."""
+    return p if rows == list(range(len(p))) else p.fork(rows)
+
+
+def _parts(values: Sequence, size: int) -> Iterator[Sequence]:
+    """Runs of at most `size`."""
+    for start in range(0, len(values), size):
+        yield values[start : start + size]
+
+
+def _grouped(keys: Sequence[Hashable]) -> dict[Hashable, list[int]]:
+    """Key -> indices that have it, in order of first appearance."""
+    out: dict[Hashable, list[int]] = {}
+    for index, key in enumerate(keys):
+        out.setdefault(key, []).append(index)
+    return out
