@@ -10,7 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from foveate.controller.observation import GROUPS
 from foveate.policies.standard import Standard
-from foveate.policies.views import SEEN, vectors
+from foveate.policies.views import vectors
 from foveate.rollouts.table import Table
 
 
@@ -72,7 +72,7 @@ class Neighbours:
     def __init__(self, train: Table, *, k: int = 30, name: str = "nearest neighbours") -> None:
         self.name, self.cost = name, train.share.mean(axis=0)
         self._train, self._k, self._standard = train, min(k, train.n), Standard.fit(train, head=())
-        self.flops = 3 * train.n * sum(train.groups[group].shape[1] for group in SEEN["input"] if group in train.groups)
+        self.flops = 3 * train.n * sum(train.groups[group].shape[1] for group in ("pixels", "question"))
 
     def predict(self, table: Table, groups: Sequence[str]) -> np.ndarray:
         """(N, P) probability of a right answer with these groups seen."""

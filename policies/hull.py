@@ -88,14 +88,15 @@ def slopes(hull: Line) -> np.ndarray:
 
 
 def lambda_range(hull: Line, low: float = 1e-3, high: float = 30.0) -> tuple[float, float]:
-    """The lambdas worth training for: from half the hull's smallest slope to twice its largest, within limits.
+    """The lambdas worth training for: from half the hull's smallest slope, 0.1 at most, to twice its largest.
 
-    Below it every segment of the hull is worth its cost, above it none is. A hull of one point gives the limits.
+    Below it every segment of the hull is worth its cost, above it none is; single inputs may need a dearer plan than
+    the hull's last one, hence the 0.1. Limited to `low` .. `high`, which a hull of one point gets.
     """
     found = slopes(hull)
     if not found.size:
         return low, high
-    return float(np.clip(found.min() / 2, low, high / 2)), float(np.clip(found.max() * 2, 2 * low, high))
+    return float(np.clip(found.min() / 2, low, 0.1)), float(np.clip(found.max() * 2, 0.2, high))
 
 
 def _above(cost: np.ndarray, accuracy: np.ndarray, a: int, b: int, c: int) -> bool:

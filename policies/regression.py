@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from foveate.controller import Network
 from foveate.controller.observation import GROUPS
 from foveate.policies.standard import Standard
-from foveate.policies.views import SEEN, vectors
+from foveate.policies.views import stops, vectors
 from foveate.rollouts.table import Table
 
 
@@ -125,8 +125,8 @@ class PlanRegression:
 
     def _fit(self, train: Table, validation: Table) -> None:
         recipe = self.recipe
-        stops = list(dict.fromkeys(SEEN.values()))
-        data = [self._arrays(table, stops) for table in (train, validation)]
+        views = list(dict.fromkeys(stops(train.plans).values()))
+        data = [self._arrays(table, views) for table in (train, validation)]
         (x, y), (x_val, y_val) = data
         optimizer = torch.optim.AdamW(self.net.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
         steps = -(-train.n // recipe.batch) * recipe.epochs
@@ -137,7 +137,7 @@ class PlanRegression:
             total = 0.0
             for rows in torch.randperm(train.n).split(recipe.batch):
                 optimizer.zero_grad()
-                loss = self._loss(x[:, rows].flatten(0, 1), y[rows].repeat(len(stops), 1), recipe.dropout)
+                loss = self._loss(x[:, rows].flatten(0, 1), y[rows].repeat(len(views), 1), recipe.dropout)
                 loss.backward()
                 optimizer.step()
                 schedule.step()
@@ -145,7 +145,7 @@ class PlanRegression:
             self.net.eval()
             with torch.no_grad():
                 mean = torch.sigmoid(self.net(x_val.flatten(0, 1))).mean(dim=0)
-                val = F.binary_cross_entropy(mean, y_val.repeat(len(stops), 1)).item()
+                val = F.binary_cross_entropy(mean, y_val.repeat(len(views), 1)).item()
             self.losses.append((epoch, total, val))
             if val < best_loss:
                 best, best_loss, best_epoch = {k: v.clone() for k, v in self.net.state_dict().items()}, val, epoch
@@ -155,10 +155,10 @@ class PlanRegression:
             raise ValueError("regression: the validation loss was never a number")
         self.net.load_state_dict(best)
 
-    def _arrays(self, table: Table, stops: Sequence[tuple[str, ...]]) -> tuple[Tensor, Tensor]:
-        """Standardised observations (stops, N, D) and targets (N, P)."""
+    def _arrays(self, table: Table, views: Sequence[tuple[str, ...]]) -> tuple[Tensor, Tensor]:
+        """Standardised observations (views, N, D) and targets (N, P)."""
         layout, soft = self.standard.layout, self.recipe.soft
-        x = torch.stack([self.standard(torch.from_numpy(vectors(table, layout, groups))) for groups in stops])
+        x = torch.stack([self.standard(torch.from_numpy(vectors(table, layout, groups))) for groups in views])
         return x, torch.from_numpy(((1 - soft) * table.correct + soft * table.prob.clip(0, 1)).astype(np.float32))
 
     def _loss(self, z: Tensor, y: Tensor, dropout: float) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 
 from foveate.plans.plan import STAGES
 from foveate.policies.evaluate import Chosen
-from foveate.policies.views import SEEN, acts_at, looked_cost
+from foveate.policies.views import acts_at, looked_cost, stops
 from foveate.rollouts.table import Table
 
 
@@ -37,51 +37,51 @@ class Staged:
 
     Args:
         predictor: of quality; its `cost` is the forecast.
-        stops: stages at which it looks, in stage order.
+        at: stages at which it looks; of these, those count at which some plan of the table first acts.
         name: for reports.
         reads: feature groups that the predictor reads; only they are charged.
 
     Raises:
-        ValueError: no stop, or an unknown one.
+        ValueError: no stage, or an unknown one; in `choose`, none of them is a stop of the table.
     """
 
     predictor: Predictor
-    stops: Sequence[str] = STAGES
+    at: Sequence[str] = STAGES
     name: str = ""
     reads: Sequence[str] = ("pixels", "question", "block1", "encoder", "layer1")
 
     def __post_init__(self) -> None:
         self.name = self.name or self.predictor.name
-        unknown = [stop for stop in self.stops if stop not in STAGES]
-        if unknown or not self.stops:
-            raise ValueError(f"stops: {list(self.stops)} must name some of {', '.join(STAGES)}")
+        if not self.at or not set(self.at) <= set(STAGES):
+            raise ValueError(f"at: {list(self.at)} must name some of {', '.join(STAGES)}")
 
     def choose(self, table: Table, lams: Sequence[float]) -> list[Chosen]:
         """One plan per input and lambda."""
-        places = [STAGES.index(stop) for stop in self.stops]
+        seen = stops(table.plans)
+        looks = [(stage, tuple(g for g in seen[stage] if g in self.reads)) for stage in seen if stage in self.at]
+        if not looks:
+            raise ValueError(f"{self.name}: no plan of the table first acts at {', '.join(self.at)}")
         acts = np.array([acts_at(plan) for plan in table.plans])
-        seen: dict[tuple[str, ...], np.ndarray] = {}
-        for stop in self.stops:
-            groups = tuple(group for group in SEEN[stop] if group in self.reads)
-            if groups not in seen:
-                seen[groups] = self.predictor.predict(table, groups)
-        return [self._walk(table, lam, places, acts, seen) for lam in lams]
+        predicted = {groups: self.predictor.predict(table, groups) for groups in dict.fromkeys(g for _, g in looks)}
+        return [self._walk(table, lam, looks, acts, predicted) for lam in lams]
 
     def _walk(
-        self, table: Table, lam: float, places: list[int], acts: np.ndarray, seen: dict[tuple[str, ...], np.ndarray]
+        self,
+        table: Table,
+        lam: float,
+        looks: list[tuple[str, tuple[str, ...]]],
+        acts: np.ndarray,
+        predicted: dict[tuple[str, ...], np.ndarray],
     ) -> Chosen:
         plan, looked = np.zeros(table.n, np.int64), np.zeros(table.n)
-        open_ = np.ones(table.n, bool)
-        paid: set[str] = set()
-        for i, place in enumerate(places):
-            groups = tuple(group for group in SEEN[STAGES[place]] if group in self.reads)
-            looked[open_] += looked_cost(table, set(groups) - paid) + self.predictor.flops
+        undecided, paid = np.ones(table.n, bool), set()
+        places = [STAGES.index(stage) for stage, _ in looks] + [len(STAGES) + 1]
+        for (_, groups), place, following in zip(looks, places, places[1:], strict=False):
+            looked[undecided] += looked_cost(table, set(groups) - paid) + self.predictor.flops
             paid |= set(groups)
             legal = acts >= place  # the uncompressed plan, which acts nowhere, stays open throughout
-            worth = np.where(legal, seen[groups] - lam * self.predictor.cost, -np.inf)
-            best = worth.argmax(axis=1)
-            next_place = places[i + 1] if i + 1 < len(places) else len(STAGES) + 1
-            taken = open_ & (acts[best] < next_place)
+            best = np.where(legal, predicted[groups] - lam * self.predictor.cost, -np.inf).argmax(axis=1)
+            taken = undecided & (acts[best] < following)
             plan[taken] = best[taken]
-            open_ &= ~taken
+            undecided &= ~taken
         return Chosen(plan, looked)

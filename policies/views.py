@@ -6,24 +6,28 @@ acts, and no further: a chooser that acts commits to the whole plan there.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
 from foveate.controller import Layout
-from foveate.controller.observation import GROUPS, HEAD, log_lambda
+from foveate.controller.observation import GROUPS, HEAD, LAMBDA_LIMITS, MAX_SHARE
+from foveate.envs.masks import STOP_GROUP
 from foveate.plans.plan import STAGES, Plan
 from foveate.rollouts.table import Table
 
-SEEN: dict[str, tuple[str, ...]] = {
-    "input": ("pixels", "question"),
-    "encoder": ("pixels", "question", "block1"),
-    "outside": ("pixels", "question", "block1", "encoder"),
-    "projector": ("pixels", "question", "block1", "encoder"),
-    "prefill": ("pixels", "question", "block1", "encoder", "layer1"),
-    "decode": ("pixels", "question", "block1", "encoder", "layer1"),
-}
-"""Stage -> feature groups that are known when it is decided."""
+def stops(plans: Sequence[Plan]) -> dict[str, tuple[str, ...]]:
+    """The stages that are asked about, in order, with the feature groups that are known there.
+
+    A stage is asked where some plan first acts; a stop's token features are computed only where it is asked.
+    """
+    acting = {acts_at(plan) for plan in plans}
+    known, out = ["pixels", "question"], {}
+    for i, stage in enumerate(STAGES):
+        if i in acting:
+            known += [STOP_GROUP[stage]] if stage in STOP_GROUP else []
+            out[stage] = tuple(known)
+    return out
 
 
 def acts_at(plan: Plan) -> int:
@@ -37,7 +41,7 @@ def looked_cost(table: Table, groups: Iterable[str]) -> float:
 
 
 def vectors(table: Table, layout: Layout, groups: Collection[str]) -> np.ndarray:
-    """(N, D) float32 observations with these groups revealed and an empty head, apart from the number of turns."""
+    """(N, D) float32 observations with these groups revealed and an empty head."""
     out = np.zeros((table.n, layout.size), np.float32)
     for group in GROUPS:
         if group in groups and group in table.groups:
@@ -47,16 +51,22 @@ def vectors(table: Table, layout: Layout, groups: Collection[str]) -> np.ndarray
     return out
 
 
-def with_head(out: np.ndarray, stage: str, lam: float | np.ndarray, spent: float | np.ndarray = 0.0) -> np.ndarray:
+def spent_at(table: Table, stage: str) -> np.ndarray:
+    """(N,) share of the uncompressed FLOPs spent when a stage is due and nothing was done before, features included."""
+    reach = np.zeros(table.n) if table.reach is None else table.reach[:, STAGES.index(stage)]
+    return (reach + looked_cost(table, stops(table.plans)[stage])) / table.full
+
+
+def with_head(out: np.ndarray, stage: str, lam: float | np.ndarray, spent: np.ndarray) -> np.ndarray:
     """Writes stage, lambda and spent share into observations made by `vectors`, without a budget; returns them."""
-    lams = np.broadcast_to(np.asarray(lam, np.float64), len(out))
-    out[:, : len(STAGES)] = 0.0
+    out[:, : len(HEAD)] = 0.0
     out[:, STAGES.index(stage)] = 1.0
-    levels, places = np.unique(lams, return_inverse=True)
-    out[:, HEAD.index("log_lambda")] = np.array([log_lambda(float(level)) for level in levels])[places]
-    out[:, HEAD.index("has_budget")] = 0.0
-    out[:, HEAD.index("budget_left")] = 2.0
-    out[:, HEAD.index("spent")] = spent
-    out[:, HEAD.index("tokens_left")] = 1.0
-    out[:, HEAD.index("turns")] = 0.0
+    head = {
+        "log_lambda": np.log10(np.clip(lam, *LAMBDA_LIMITS)) / 2,
+        "budget_left": MAX_SHARE,
+        "spent": np.clip(spent, 0, MAX_SHARE),
+        "tokens_left": 1.0,
+    }
+    for name, value in head.items():
+        out[:, HEAD.index(name)] = value
     return out

@@ -66,6 +66,7 @@ def table(n=600, seed=0, split="policy-train", noise=0.0, clear=("pixels", "enco
         cost=full[:, None] * SHARES,
         tokens=np.ones((n, len(PLANS))) * 144 * SHARES,
         kv=np.ones((n, len(PLANS))),
+        reach=full[:, None] * np.array([0.0, 0.01, 0.1, 0.1, 0.15, 0.95]),
         groups=groups,
         group_names={
             "pixels": PIXEL_FEATURES,
