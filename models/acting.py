@@ -9,8 +9,41 @@ import torch
 from torch import Tensor
 
 from foveate.compressors.base import Compressor, Resampler, apply
-from foveate.models.errors import CountMismatch
+from foveate.models.errors import BadInput, CountMismatch, HostError
+from foveate.models.host import BASES
 from foveate.models.visual import Riders, VisualState, carried, check_grid, decide, leaving, unstack
+
+Methods = Compressor | None | Sequence[Compressor | None]
+Keeps = float | Sequence[float]
+Choices = list[tuple[Compressor | None, float]]
+
+
+def chosen(stage: str, methods: Methods, keeps: Keeps, blind: Sequence[bool]) -> Choices:
+    """(method, ratio) of each row; a ratio of 1, no method, and a blind row are (None, 1).
+
+    Args:
+        stage: where they shall act.
+        methods: one compressor for all rows or one for each.
+        keeps: keep ratios alike, in (0, 1].
+        blind: rows without a picture.
+
+    Raises:
+        BadInput: another number of methods or ratios than rows, or a ratio outside (0, 1].
+        HostError: a kind of compressor that cannot act at this stage.
+    """
+    b = len(blind)
+    listed = list(methods) if isinstance(methods, Sequence) else [methods] * b
+    ratios = [float(keeps)] * b if isinstance(keeps, (int, float)) else [float(k) for k in keeps]
+    if len(listed) != b or len(ratios) != b:
+        raise BadInput(f"{stage}: {len(listed)} compressors and {len(ratios)} ratios for {b} rows")
+    found: Choices = []
+    for row, (method, ratio) in enumerate(zip(listed, ratios, strict=True)):
+        if not 0 < ratio <= 1:
+            raise BadInput(f"{stage}, row {row}: keep ratio {ratio} is outside (0, 1]")
+        if method is not None and not isinstance(method, BASES[stage]):
+            raise HostError(f"{stage}, row {row}: {type(method).__name__} cannot act here")
+        found.append((None, 1.0) if method is None or ratio == 1 or blind[row] else (method, ratio))
+    return found
 
 
 def with_cls(state: VisualState) -> VisualState:

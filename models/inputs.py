@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class Row:
         question: as asked.
         prompt: the text that the model sees, one image marker in it.
         before, after: token ids around the picture.
-        seed: 63 bits of the SHA-256 of pixels and question.
+        digest: SHA-256 of the picture as it came.
     """
 
     picture: np.ndarray
@@ -38,12 +38,17 @@ class Row:
     prompt: str
     before: tuple[int, ...]
     after: tuple[int, ...]
-    seed: int
+    digest: bytes
 
     @property
     def n_text(self) -> int:
         """Prompt entries that are text."""
         return len(self.before) + len(self.after)
+
+    @property
+    def seed(self) -> int:
+        """63 bits of the SHA-256 of picture and question."""
+        return int.from_bytes(hashlib.sha256(self.digest + self.question.encode()).digest()[:8], "big") >> 1
 
 
 def as_rgb(picture: Picture, row: int) -> np.ndarray:
@@ -60,10 +65,9 @@ def as_rgb(picture: Picture, row: int) -> np.ndarray:
         raise BadInput(f"image {row} ({name}): cannot be decoded: {error}") from error
 
 
-def seed_of(picture: np.ndarray, question: str) -> int:
-    """63 bits of the SHA-256 of shape, pixels and question."""
-    digest = hashlib.sha256(repr(picture.shape).encode() + np.ascontiguousarray(picture).tobytes() + question.encode())
-    return int.from_bytes(digest.digest()[:8], "big") >> 1
+def digest_of(picture: np.ndarray) -> bytes:
+    """SHA-256 of shape and pixels."""
+    return hashlib.sha256(repr(picture.shape).encode() + np.ascontiguousarray(picture).tobytes()).digest()
 
 
 class Inputs:
@@ -93,7 +97,12 @@ class Inputs:
         """One row. Raises: BadInput."""
         rgb = as_rgb(image, number)
         prompt, before, after = self.prompt(question, number)
-        return Row(self.framed(rgb), question, prompt, before, after, seed_of(rgb, question))
+        return Row(self.framed(rgb), question, prompt, before, after, digest_of(rgb))
+
+    def asked(self, row: Row, question: str, number: int) -> Row:
+        """The same picture with another question. Raises: BadInput."""
+        prompt, before, after = self.prompt(question, number)
+        return replace(row, question=question, prompt=prompt, before=before, after=after)
 
     def framed(self, rgb: np.ndarray) -> np.ndarray:
         """The picture resized and cropped as the image processor does, still uint8 (H, W, 3)."""
@@ -123,6 +132,11 @@ class Inputs:
             raise BadInput(f"question {number}: the prompt has {ids.count(self.image_token_id)} image tokens, needs 1")
         at = ids.index(self.image_token_id)
         return text, tuple(ids[:at]), tuple(ids[at + 1 :])
+
+    def n_text(self, question: str) -> int:
+        """Text entries of a question's prompt."""
+        _, before, after = self.prompt(question, 0)
+        return len(before) + len(after)
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a prompt; a template that already wrote the first special token gets no second one."""

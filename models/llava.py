@@ -90,6 +90,11 @@ class LlavaHost(Host):
         """The projector: (..., C) -> (..., D)."""
         return self.model.model.multi_modal_projector(x)
 
+    def question_tokens(self, n_text: int) -> int:
+        """What a question whose prompt has `n_text` text entries is for the text tower, in tokens."""
+        extra = self.inputs.n_text("") - len(self.text.ids(""))
+        return min(self.text.limit, n_text - extra)
+
     def no_tokens(self) -> VisualState:
         """The state of a row without a picture."""
         none = torch.zeros(0, dtype=torch.long, device=self.device)

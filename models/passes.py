@@ -13,11 +13,11 @@ from torch import Tensor
 from foveate.compressors.base import STAGES, Compressor
 from foveate.compressors.registry import make
 from foveate.models import answers, ledger
-from foveate.models.acting import act, with_cls
+from foveate.models.acting import Choices, Keeps, Methods, act, chosen, with_cls
 from foveate.models.ask import Asker, Trace
 from foveate.models.decoder import LayerCache
-from foveate.models.errors import BadInput, HostError, WrongStop
-from foveate.models.host import BASES, Score
+from foveate.models.errors import BadInput, WrongStop
+from foveate.models.host import Score
 from foveate.models.inputs import Row
 from foveate.models.kv import shrink
 from foveate.models.ledger import Ledger
@@ -28,10 +28,6 @@ from foveate.plans.plan import Plan, keep_count
 
 if TYPE_CHECKING:
     from foveate.models.llava import LlavaHost
-
-Methods = Compressor | None | Sequence[Compressor | None]
-Keeps = float | Sequence[float]
-Choices = list[tuple[Compressor | None, float]]
 
 
 class Pass:
@@ -65,6 +61,8 @@ class Pass:
         self._opened: Prefill | None = None
         self._caches: list[LayerCache] = []
         self._done: list[str] = []
+        self._peeked: list[Trace | None] = [None] * b
+        self._guided = STAGES.index("prefill")  # the first stage that another question makes anew
         self.ask = Asker(self)
 
     def __len__(self) -> int:
@@ -141,7 +139,7 @@ class Pass:
                 self.traces[row], states[row] = (group, number), state
                 ledger.charge_embed(self.ledger[row], self.host.shape, state.n)
                 ledger.charge_attention(self.ledger[row], self.host.shape, state.n)
-        self.states["peek"] = states
+        self.states["peek"], self._peeked = states, list(self.traces)
 
     @torch.no_grad()
     def encode(self, compressor: Methods = None, keep: Keeps = 1.0) -> None:
@@ -280,9 +278,9 @@ class Pass:
         self.blind([i for i, plan in enumerate(each) if plan.is_blind])
         acts = (self.resize, self.encode, self.thin, self.project, self.prefill, self.choose_decode)
         for stage, do in zip(STAGES, acts, strict=True):
-            chosen = [None if plan.is_blind or plan[stage].is_none else plan[stage] for plan in each]
-            methods = {c.method: make(stage, c.method) for c in chosen if c is not None}
-            do([c and methods[c.method] for c in chosen], [1.0 if c is None else c.keep for c in chosen])
+            picks = [None if plan.is_blind or plan[stage].is_none else plan[stage] for plan in each]
+            methods = {c.method: make(stage, c.method) for c in picks if c is not None}
+            do([c and methods[c.method] for c in picks], [1.0 if c is None else c.keep for c in picks])
         return self
 
     @torch.no_grad()
@@ -308,7 +306,8 @@ class Pass:
         other.ask = self.ask.fork(other, rows)
         pick: Callable[[list], list] = lambda values: [values[i] for i in rows]  # noqa: E731
         other.rows, other.ledger = pick(self.rows), [self.ledger[i].copy() for i in rows]
-        other.traces, other._blind, other._grids = pick(self.traces), pick(self._blind), pick(self._grids)
+        for name in ("traces", "_peeked", "_blind", "_grids"):
+            setattr(other, name, pick(getattr(self, name)))
         other.counts = {stage: pick(values) for stage, values in self.counts.items()}
         other.states = {stage: pick(values) for stage, values in self.states.items()}
         other._done, other.generated = list(self._done), []
@@ -316,6 +315,27 @@ class Pass:
         other.logits = None if self.logits is None else self.logits[index]
         other._opened = None if self._opened is None else self._opened.at(index)
         other._caches = [cache.at(index) for cache in self._caches]
+        return other
+
+    def next_turn(self, questions: Sequence[str]) -> Pass:
+        """A pass with other questions about the same pictures, standing before the first stage that a question guides.
+
+        That is `prefill`, or an earlier stage where a text-guided method has acted. Ledgers go on from this pass's.
+
+        Raises:
+            BadInput: not one question for each row, or one that cannot be put.
+        """
+        if len(questions) != len(self):
+            raise BadInput(f"next_turn: {len(questions)} questions for {len(self)} rows")
+        other, kept = self.fork(range(len(self))), STAGES[: self._guided]
+        other.rows = [
+            self.host.inputs.asked(row, q, i) for i, (row, q) in enumerate(zip(self.rows, questions, strict=True))
+        ]
+        other._done = [stage for stage in self._done if stage in kept]
+        other.counts = {stage: n for stage, n in other.counts.items() if stage in kept}
+        other.states = {stage: s for stage, s in other.states.items() if stage in ("peek", *kept)}
+        other.traces = other.traces if "encoder" in kept else other._peeked
+        other.ask, other.logits, other._opened, other._caches = Asker(other), None, None, []
         return other
 
     # -- bookkeeping -------------------------------------------------------------------------------------------------
@@ -340,19 +360,11 @@ class Pass:
             self.ledger[row].tokens[stage] = n
 
     def _choices(self, stage: str, methods: Methods, keeps: Keeps) -> Choices:
-        """(method, ratio) of each row; what touches nothing, and every blind row, is (None, 1)."""
-        b = len(self)
-        listed = list(methods) if isinstance(methods, Sequence) else [methods] * b
-        ratios = [float(keeps)] * b if isinstance(keeps, (int, float)) else [float(k) for k in keeps]
-        if len(listed) != b or len(ratios) != b:
-            raise BadInput(f"{stage}: {len(listed)} compressors and {len(ratios)} ratios for {b} rows")
-        for row, (method, ratio) in enumerate(zip(listed, ratios, strict=True)):
-            if not 0 < ratio <= 1:
-                raise BadInput(f"{stage}, row {row}: keep ratio {ratio} is outside (0, 1]")
-            if method is not None and not isinstance(method, BASES[stage]):
-                raise HostError(f"{stage}, row {row}: {type(method).__name__} cannot act here")
-        off = [m is None or r == 1 or self._blind[i] for i, (m, r) in enumerate(zip(listed, ratios, strict=True))]
-        return [(None, 1.0) if off[i] else (listed[i], ratios[i]) for i in range(b)]
+        """(method, ratio) of each row, see `chosen`; remembers which stage a question guides first."""
+        found = chosen(stage, methods, keeps, self._blind)
+        if any(method is not None and method.text_guided for method, _ in found):
+            self._guided = min(self._guided, STAGES.index(stage))
+        return found
 
     @staticmethod
     def _key(choices: Choices, states: Sequence[VisualState]) -> Callable[[int], tuple]:

@@ -1,0 +1,189 @@
+"""Signals equal what the model's own eager attention says."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from foveate.compressors.base import KVReducer, KVReduction, Selector
+from foveate.compressors.registry import make
+from foveate.compressors.signals import Signal
+
+pytestmark = pytest.mark.fast
+
+
+def spy(asked, stage, site=(1, 1), cls=False):
+    """A selector that writes down what it was given."""
+    found = {}
+
+    @dataclass(frozen=True)
+    class Spy(Selector):
+        name = "spy"
+        stages = (stage,)
+        takes_cls = cls
+
+        def signals(self, depth):
+            return frozenset(asked)
+
+        def sites(self, n, count, depth):
+            return [(site[0], count)]
+
+        def score(self, tokens):
+            found.update(tokens.signals)
+            return -torch.arange(tokens.n).float().expand(tokens.x.shape[0], -1)
+
+    return Spy(), found
+
+
+@pytest.fixture(scope="module")
+def eager(folders):
+    """Hidden states and attention maps of the model's own eager run over one row."""
+
+    def run(settings, p, row=0):
+        model = AutoModelForImageTextToText.from_pretrained(folders(**settings), attn_implementation="eager")
+        record = p.rows[row]
+        ids = torch.tensor([[*record.before, *[4] * 16, *record.after]])
+        with torch.no_grad():
+            pixels = p.host.pixels([record.picture], p.host.grid)
+            vision = model.model.vision_tower(pixels, output_attentions=True, output_hidden_states=True)
+            text = model(input_ids=ids, pixel_values=pixels, output_attentions=True, output_hidden_states=True)
+        return vision, text
+
+    return run
+
+
+@pytest.mark.parametrize("stage", ["outside", "encoder"])
+def test_encoder_signals_are_the_models_attention(host, eager, tiny, stage):
+    asked = [Signal(kind, 2) for kind in ("cls_attention", "received_attention", "keys")] + [Signal("keys", 0, "early")]
+    method, found = spy(asked, stage, site=(2, 1))
+    p = host.open([tiny.picture(0), tiny.picture(1)], tiny.questions[:2])
+    (p.thin if stage == "outside" else p.encode)(method, 0.5)
+    for row in range(2):
+        vision, _ = eager({"text_tower": True}, p, row)
+        maps = vision.attentions[2][0]
+        assert torch.allclose(found["cls_attention"][row], maps[:, 0, 1:], atol=1e-5)
+        assert torch.allclose(found["received_attention"][row], maps.mean(dim=(0, 1))[1:], atol=1e-5)
+        for key, block in (("keys", 2), ("keys.early", 0)):
+            layer = host.tower.layers[block]
+            with torch.no_grad():
+                k = layer.self_attn.k_proj(layer.layer_norm1(vision.hidden_states[block][0, 1:]))
+            assert torch.allclose(found[key][row], k.unflatten(-1, (3, 8)).mean(1), atol=1e-5)
+
+
+def test_a_method_that_takes_cls_gets_its_entries_too(host, eager, tiny):
+    method, found = spy([Signal("cls_attention"), Signal("keys")], "outside", cls=True)
+    p = host.open([tiny.picture(0)], [tiny.questions[0]])
+    p.thin(method, 0.5)
+    vision, _ = eager({"text_tower": True}, p)
+    assert torch.allclose(found["cls_attention"][0], vision.attentions[2][0][:, 0], atol=1e-5)
+    assert found["keys"].shape == (1, 17, 8)
+
+
+def test_a_tower_without_cls_gives_received_attention_as_one_head(hosts, eager, tiny):
+    host = hosts(tower="siglip")
+    method, found = spy([Signal("cls_attention"), Signal("received_attention")], "outside")
+    p = host.open([tiny.picture(0)], [tiny.questions[0]])
+    p.thin(method, 0.5)
+    vision, _ = eager({"tower": "siglip"}, p)
+    assert found["cls_attention"].shape == (1, 1, 16)
+    assert torch.allclose(found["cls_attention"][0, 0], vision.attentions[2][0].mean(dim=(0, 1)), atol=1e-5)
+    assert torch.equal(found["cls_attention"][:, 0], found["received_attention"])
+
+
+def test_signals_follow_tokens_that_were_merged_after_the_block_was_read(host, tiny):
+    method, found = spy([Signal("received_attention", 0), Signal("keys", 0)], "outside")
+    p = host.open([tiny.picture(0), tiny.picture(1)], tiny.questions[:2])
+    p.encode([make("encoder", "tome"), None], 0.5)
+    p.thin([method, None], 0.5)
+    plain, untouched = spy([Signal("received_attention", 0), Signal("keys", 0)], "outside")
+    q = host.open([tiny.picture(0)], [tiny.questions[0]])
+    q.thin(plain, 0.5)
+    assert found["received_attention"].shape == (1, 8)
+    assert found["received_attention"].sum().item() == pytest.approx(
+        untouched["received_attention"].sum().item(), abs=1e-5
+    )
+    size = p.states["encoder"][0].size  # a merged key is the mean of its members, so weighted sums agree
+    assert torch.allclose((found["keys"][0] * size[:, None]).sum(0), untouched["keys"][0].sum(0), atol=1e-4)
+    alone = size == 1
+    position = p.states["encoder"][0].position[alone]
+    assert torch.allclose(found["keys"][0][alone], untouched["keys"][0][position], atol=1e-6)
+
+
+def test_rows_that_went_different_ways_get_their_own_signals(host, tiny):
+    images, questions = [tiny.picture(s) for s in range(3)], tiny.questions[:3]
+    method, found = spy([Signal("keys")], "outside")
+    p = host.open(images, questions)
+    p.encode([make("encoder", "tome"), spy([], "encoder")[0], make("encoder", "tome")], 0.5)
+    p.thin(method, 0.5)
+    for row, way in enumerate([make("encoder", "tome"), spy([], "encoder")[0], make("encoder", "tome")]):
+        watch, alone = spy([Signal("keys")], "outside")
+        q = host.open(images[row : row + 1], questions[row : row + 1])
+        q.encode(way, 0.5)
+        q.thin(watch, 0.5)
+        assert torch.allclose(found["keys"][row], alone["keys"][0], atol=1e-5)
+
+
+@pytest.mark.parametrize(("layer", "site"), [(0, 1), (1, 2), (2, 2)])
+def test_the_last_query_is_the_models_attention(host, eager, tiny, layer, site):
+    method, found = spy([Signal("last_query", layer)], "prefill", site=(site, 1))
+    p = host.open([tiny.picture(0), tiny.picture(1)], tiny.questions[:2])  # prompts of different lengths
+    p.prefill(method, 0.5)
+    for row in range(2):
+        _, text = eager({"text_tower": True}, p, row)
+        start = len(p.rows[row].before)
+        assert torch.allclose(found["last_query"][row], text.attentions[layer][0, :, -1, start : start + 16], atol=1e-5)
+
+
+def test_accumulated_attention_is_the_models_column_sum(host, eager, tiny):
+    given = []
+
+    @dataclass(frozen=True)
+    class Watch(KVReducer):
+        name = "watch"
+        stages = ("decode",)
+
+        def signals(self, depth):
+            return frozenset(Signal("accumulated_attention", layer) for layer in range(depth))
+
+        def plan(self, cache, count):
+            given.append((cache.layer, cache.signals["accumulated_attention"], cache.visual))
+            b, k, s, _ = cache.keys.shape
+            gone = torch.arange(s) < cache.visual.int().argmax() + int(cache.visual.sum()) - count
+            keep = torch.arange(s)[~(gone & cache.visual)]
+            return KVReduction(keep.expand(b, k, -1))
+
+    p = host.open([tiny.picture(0)], [tiny.questions[1]])
+    p.choose_decode(Watch(), 0.5)
+    _, text = eager({"text_tower": True}, p)
+    assert [layer for layer, _, _ in given] == [0, 1, 2, 3]
+    for layer, value, visual in given:
+        column = text.attentions[layer][0].sum(dim=1)  # over queries
+        assert torch.allclose(value[0], column.view(2, 2, -1).sum(dim=1), atol=1e-4)
+        assert visual.nonzero().flatten().tolist() == list(range(3, 19))
+
+
+def test_text_similarity_is_a_cosine_and_follows_the_question(host, tiny):
+    method, found = spy([Signal("text_similarity")], "outside")
+    image = tiny.picture(0)
+    p = host.open([image, image], tiny.questions[:2])
+    p.thin(method, 0.5)
+    value = found["text_similarity"]
+    assert value.shape == (2, 16)
+    assert value.abs().max() <= 1 + 1e-6
+    assert not torch.allclose(value[0], value[1])
+    text, tower = host.text, host.tower
+    ids = torch.tensor([text.ids(tiny.questions[1])])
+    with torch.no_grad():
+        vector = text.model(input_ids=ids).text_embeds[0]
+        tokens = tower.norm_out(p.states["encoder"][1].x) @ text.projection.T
+    assert torch.allclose(value[1], torch.cosine_similarity(tokens, vector[None]), atol=1e-5)
+
+
+def test_signals_are_charged_to_the_row_and_stage_that_asked(host, tiny):
+    method, _ = spy([Signal("cls_attention"), Signal("keys")], "outside", cls=True)
+    p = host.open([tiny.picture(0), tiny.picture(1)], tiny.questions[:2])
+    p.thin([method, None], 0.5)
+    wanted = 2 * 17 * 24 * 24 + 2 * 24 * 24 + 2 * 17 * 24  # keys of all, query of CLS, one row of products
+    assert [f for s, w, f, _ in p.ledger[0].entries if (s, w) == ("outside", "signals")] == [wanted]
+    assert p.ledger[1].by_stage().get("outside", 0) == 0
