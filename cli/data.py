@@ -1,0 +1,62 @@
+"""Inputs that a verb works on: built-in tasks, or the user's own JSONL file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from foveate.tasks.base import SPLITS
+
+if TYPE_CHECKING:
+    from foveate.tasks.base import Sample
+
+TASKS = ("scenes", "reading", "documents", "charts", "digits", "pictures")
+
+
+def arguments(parser: argparse.ArgumentParser, split: str, n: int) -> None:
+    """Declares --tasks, --split, --n, --jsonl, --images and --seed."""
+    parser.add_argument(
+        "--tasks", default=",".join(TASKS), metavar="A,B", help=f"built-in tasks (default: {','.join(TASKS)})"
+    )
+    parser.add_argument("--split", default=split, choices=SPLITS, help=f"their split (default: {split})")
+    parser.add_argument("--n", type=int, default=n, metavar="N", help=f"samples (default: {n})")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the regimes (default: 0)")
+    parser.add_argument("--jsonl", metavar="FILE", help="your own data instead: image, question, answers in every row")
+    parser.add_argument("--images", metavar="FOLDER", help="folder that its image paths start from (default: its own)")
+    parser.add_argument("--skip-bad", action="store_true", help="report bad rows of --jsonl and go on")
+
+
+def samples_of(args: argparse.Namespace) -> list[Sample]:
+    """The samples that the arguments name. Raises: ValueError; see `samples`."""
+    on_error = "skip" if args.skip_bad else "raise"
+    tasks = [name.strip() for name in args.tasks.split(",") if name.strip()]
+    return samples(tasks, args.split, args.n, args.seed, args.jsonl, args.images, on_error)
+
+
+def samples(
+    tasks: Sequence[str],
+    split: str,
+    n: int,
+    seed: int = 0,
+    jsonl: str | None = None,
+    images: str | None = None,
+    on_error: str = "raise",
+) -> list[Sample]:
+    """Samples of built-in tasks, or the first `n` of a JSONL file.
+
+    Raises:
+        ValueError: an unknown task or split, n below 1, a bad row (with its file and line), or no row at all.
+    """
+    from foveate.tasks.jsonl import read_jsonl
+    from foveate.tasks.registry import iter_samples
+
+    if n < 1:
+        raise ValueError(f"n: {n} samples is below 1")
+    if jsonl is None:
+        return list(iter_samples(tasks, split, n, seed))
+    found = list(islice(read_jsonl(jsonl, images, on_error), n))
+    if not found:
+        raise ValueError(f"{jsonl}: holds no row that can be used")
+    return found

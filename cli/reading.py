@@ -1,0 +1,94 @@
+"""What users write on the command line, read: plans and models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from foveate.plans.plan import STAGES, UNCOMPRESSED, Choice, Plan, near, stage_index
+
+if TYPE_CHECKING:
+    from foveate.models.host import Host
+
+PLAN_HELP = 'named plan, YAML file, "outside:visionzip@0.25 + prefill:fastv@0.5", or JSON; "none" = uncompressed'
+
+
+def read_plan(text: str) -> Plan:
+    """A plan from its label, its JSON form, its file, or its name in `configs/plans/`.
+
+    Raises:
+        ValueError: none of them, or an unknown stage or method, or an impossible ratio; says what and where.
+        FileNotFoundError: no plan of that name; near names are listed.
+    """
+    text = text.strip()
+    if text.startswith("{"):
+        try:
+            plan = Plan.from_dict(json.loads(text))
+        except ValueError as error:
+            raise ValueError(f"plan {text}: {error}") from None
+    elif text in ("none", ""):
+        plan = UNCOMPRESSED
+    elif "@" in text and not Path(text).is_file():
+        plan = _labelled(text)
+    else:
+        from foveate.plans.named import load_plan
+
+        plan = load_plan(text)
+    check_methods(plan)
+    return plan
+
+
+def _labelled(text: str) -> Plan:
+    """A plan from "stage:method@keep + ..."."""
+    choices: dict[str, Choice] = {}
+    for part in text.split("+"):
+        stage, colon, rest = part.strip().partition(":")
+        method, at, keep = rest.partition("@")
+        try:
+            if not colon or not at:
+                raise ValueError("needs the form stage:method@keep")
+            if STAGES[stage_index(stage)] in choices:
+                raise ValueError("the stage is given twice")
+            choices[stage] = Choice(method.strip(), _number(keep))
+        except ValueError as error:
+            raise ValueError(f"plan, {part.strip()!r}: {error}") from None
+    return Plan.of(**choices)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"keep ratio {text.strip()!r} is not a number") from None
+
+
+def check_methods(plan: Plan) -> None:
+    """Raises: ValueError where a plan names a method that is not there, with near names."""
+    from foveate.compressors.registry import COMPRESSORS
+
+    for stage, choice in plan.active:
+        known = sorted(name for at, name in COMPRESSORS if at == stage)
+        if choice.method != "blind" and choice.method not in known:
+            raise ValueError(f"plan, {stage}: unknown method {choice.method!r}; near: {near(choice.method, known)}")
+
+
+def check_runs(host: Host, plan: Plan, n_text: int = 1) -> None:
+    """Raises: ValueError where a model cannot run a plan, with the stage and the reason."""
+    for stage, choice in plan.active:
+        if (reason := host.supports(stage, choice.method)) is not None:
+            raise ValueError(f"plan, {stage}: {reason}")
+    try:
+        host.forecast(plan, n_text)
+    except ValueError as error:
+        raise ValueError(f"plan {plan.label()}: {error}") from None
+
+
+def open_model(model: str, dtype: str = "float32", device: str = "cpu") -> Host:
+    """A model, loaded behind a spinner. Raises: UnsupportedModel."""
+    from foveate.cli.text import waiting
+
+    with waiting(f"loading {model}"):
+        from foveate.models import load_host
+
+        return load_host(model, dtype, device)

@@ -1,0 +1,172 @@
+"""`foveate run`: one picture, one question, one answer, and what it cost."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foveate.cli.reading import PLAN_HELP, check_runs, open_model, read_plan
+from foveate.cli.text import columns, flops
+from foveate.plans.plan import STAGES, Plan
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from foveate.models.host import Host
+    from foveate.serving.gate import Record
+
+EXAMPLE = 'foveate run --image photo.png --question "what color is the car?" --budget 0.3 --picture kept.png'
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the verb's arguments."""
+    parser.add_argument("--image", required=True, metavar="FILE", help="the picture")
+    parser.add_argument("--question", required=True, metavar="TEXT", help="what to ask about it")
+    dial = parser.add_mutually_exclusive_group()
+    dial.add_argument("--budget", type=float, metavar="SHARE", help="mean cost, as a share of the uncompressed FLOPs")
+    dial.add_argument(
+        "--lam", type=float, metavar="WEIGHT", help="what a whole uncompressed pass costs against an answer"
+    )
+    dial.add_argument("--plan", metavar="PLAN", help=f"no controller, this plan: {PLAN_HELP}")
+    parser.add_argument("--controller", metavar="FILE", help="an exported controller (default: the reference model's)")
+    parser.add_argument("--max-flops", type=float, metavar="N", help="hard limit on this request")
+    parser.add_argument("--model", default="reference", help="reference, a folder, or a hub id (default: reference)")
+    parser.add_argument("--dtype", default="float32", help="of the weights (default: float32)")
+    parser.add_argument("--device", default="cpu", help="where the model runs (default: cpu)")
+    parser.add_argument("--max-new-tokens", type=int, default=16, metavar="N", help="longest answer (default: 16)")
+    parser.add_argument("--picture", metavar="FILE", help="save the picture with the kept tokens marked")
+    parser.add_argument("--json", action="store_true", help="JSON instead of text")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints the answer and what it cost."""
+    from foveate.serving.images import open_picture
+
+    if not args.question.strip():
+        raise ValueError("question: is empty")
+    if args.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens: {args.max_new_tokens} is below 1")
+    if args.plan is not None and (args.controller is not None or args.max_flops is not None):
+        raise ValueError("--plan: goes without --controller and --max-flops, it leaves nothing to decide")
+    image = open_picture(args.image)
+    plan = None if args.plan is None else read_plan(args.plan)
+    controller = None if plan is not None else controller_path(args.controller, args.model)
+    host = open_model(args.model, args.dtype, args.device)
+    if plan is not None:
+        answer, record = by_plan(host, plan, image, args.question, args.max_new_tokens)
+    else:
+        dials = {"budget": args.budget, "lam": args.lam, "max_flops": args.max_flops}
+        answer, record = by_controller(host, controller, dials, image, args.question, args.max_new_tokens)
+    found = report(answer, record)
+    if args.picture is not None:
+        save_picture(args.picture, host, image, record)
+        found["picture"] = str(args.picture)
+    print(json.dumps(found, indent=2) if args.json else table(found))
+    return 0
+
+
+def controller_path(given: str | None, model: str) -> Path:
+    """The controller to use. Raises: FileNotFoundError where none is given and none comes with the model."""
+    if given is not None:
+        return Path(given)
+    from foveate.models.reference import WEIGHTS
+
+    shipped = WEIGHTS.parent / "controller.fov"
+    if model == "reference" and shipped.is_file():
+        return shipped
+    advice = "train one (foveate demo, or foveate train and foveate export) and give --controller FILE, or give --plan"
+    raise FileNotFoundError(f"no controller for model {model!r}: {advice}")
+
+
+def by_controller(
+    host: Host, controller: Path, dials: dict[str, float | None], image: np.ndarray, question: str, max_new_tokens: int
+) -> tuple[str, Record]:
+    """Answer and record of a picture and a question under a controller.
+
+    Args:
+        host: an opened model.
+        controller: file.
+        dials: budget, lam, max_flops; see `serving.gate.Gate`.
+        image: (H, W, 3) uint8.
+        question: text.
+        max_new_tokens: longest answer.
+    Raises:
+        ValueError: a controller that does not fit, a dial out of range, or a question that cannot be put.
+    """
+    from foveate.serving.gate import Gate
+
+    gate = Gate(host, None, controller, **dials)
+    answer = gate.answer([image], [question], max_new_tokens)[0]
+    return answer, gate.last[0]
+
+
+def by_plan(host: Host, plan: Plan, image: np.ndarray, question: str, max_new_tokens: int) -> tuple[str, Record]:
+    """The same under a fixed plan. Raises: ValueError where the model cannot run it."""
+    from foveate.serving.gate import record_of
+
+    p = host.open([image], [question])
+    check_runs(host, plan, p.n_text[0])
+    answer = p.run(plan).decode(max_new_tokens=max_new_tokens)[0]
+    return answer, record_of(p, 0, plan, "plan")
+
+
+def report(answer: str, record: Record) -> dict[str, Any]:
+    """What came out, as plain data."""
+    ledger, layers = record.ledger, record.layers
+    return {
+        "answer": answer,
+        "plan": record.plan.to_dict(),
+        "label": record.plan.label(),
+        "reason": record.reason,
+        "decisions": [{"stage": s, "method": c.method, "keep": c.keep, "reason": r} for s, c, r in record.decisions],
+        "tokens": dict(ledger.tokens),
+        "tokens_mean_over_layers": sum(layers) / len(layers),
+        "flops": {"by_stage": ledger.by_stage(), "total": ledger.total, "uncompressed": record.full},
+        "share": record.share,
+        "decision_share": record.decision_share,
+        "decision_ms": 1000 * record.seconds,
+        "kv_bytes": ledger.kv_bytes_end,
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """The report as text."""
+    by_stage, full = found["flops"]["by_stage"], found["flops"]["uncompressed"]
+    rows = []
+    for stage in [*STAGES, *(s for s in by_stage if s not in STAGES)]:
+        choice = found["plan"].get(stage)
+        done = "-" if choice is None else "blind" if choice["method"] == "blind" else "{method}@{keep}".format(**choice)
+        cost = by_stage.get(stage, 0)
+        tokens = found["tokens"].get(stage, "-")
+        rows.append((stage, done, tokens, flops(cost) if cost else "-", f"{100 * cost / full:.1f} %" if cost else "-"))
+    total = found["flops"]["total"]
+    rows.append(("total", "", "", flops(total), f"{100 * found['share']:.1f} %"))
+    lines = [
+        f"answer     {found['answer']}",
+        f"plan       {found['label']}  (by {found['reason']})",
+        f"cost       {100 * found['share']:.1f} % of the {flops(full)} of the uncompressed pass",
+        f"decisions  {100 * found['decision_share']:.2f} % of it, {found['decision_ms']:.1f} ms",
+        f"tokens     {found['tokens_mean_over_layers']:.1f} visual tokens, mean over the decoder's layers",
+        "",
+        columns(("stage", "method@keep", "tokens after", "FLOPs", "of uncompressed"), rows, right=(2, 3, 4)),
+    ]
+    if "picture" in found:
+        lines += ["", f"kept tokens: {found['picture']}"]
+    return "\n".join(lines)
+
+
+def save_picture(path: str | Path, host: Host, image: np.ndarray, record: Record) -> None:
+    """Marks the tokens that reach the last decoder layer on the picture, or on the part of it that the model saw."""
+    from foveate.serving.picture import save_kept_picture
+
+    grid, positions = record.kept
+    save_kept_picture(path, seen_by(host, image), grid, positions)
+
+
+def seen_by(host: Host, image: np.ndarray) -> np.ndarray:
+    """The picture itself where the model sees all of it, else the crop."""
+    crops = bool(getattr(host.inputs.processor.image_processor, "do_center_crop", False))
+    square = image.shape[0] == image.shape[1]
+    return host.inputs.framed(image) if crops and not square else image

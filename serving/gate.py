@@ -1,0 +1,336 @@
+"""The gate: a controller in front of a model, with one compression plan for every row.
+
+gate = Gate(model, processor, "policy.fov", budget=0.4)
+ids = gate.generate(**processor(images=..., text=..., return_tensors="pt"), max_new_tokens=16)
+print(gate.last[0].plan.label(), gate.last[0].share, gate.counters)
+
+with gate:  # the same through the model's own method
+    ids = model.generate(**inputs)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveate.controller.artefact import Artefact, ControllerError, load
+from foveate.controller.decision import Controller
+from foveate.controller.observation import TOKEN_GROUPS, check_order
+from foveate.models import FAMILIES
+from foveate.models.errors import UnsupportedModel
+from foveate.models.features import TOKEN_FEATURES
+from foveate.models.host import Host
+from foveate.models.ledger import Ledger
+from foveate.models.llava import LlavaHost
+from foveate.models.passes import Pass
+from foveate.models.text_tower import FOLDER, TextTower
+from foveate.plans.plan import UNCOMPRESSED, Choice, Plan
+from foveate.serving.deciding import Course, Dials, Driver
+from foveate.serving.requests import Request, Unsupported, as_tensors, from_pictures, from_tensors
+
+DECIDED = ("policy", "regression", "none")
+"""Reasons of rows that the controller decided, or that left nothing to decide. Any other is a fall-back."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of one row.
+
+    Attributes:
+        plan: what was done.
+        reason: "policy" or "regression" (by the controller); "none" (nothing to decide); or why the row was not decided
+            on: "mask", "shape", "nan", "outside", "error" (see `controller.decision.REASONS`), "budget" (no plan within
+            `max_flops`), "deadline", "compressor" (an exception on the way), "unsupported" (not the gate's kind of
+            request).
+        decisions: (stage, choice, reason) in order.
+        ledger: of the row, answer included; None for an unsupported request.
+        full: FLOPs of the uncompressed pass with as long an answer; 0 for an unsupported request.
+        layers: visual tokens in each decoder layer.
+        kept: (grid, positions) of the visual tokens in the last decoder layer; None where that is not known.
+        seconds: what deciding took, features included, shared equally by the rows of a call.
+    """
+
+    plan: Plan
+    reason: str
+    decisions: tuple[tuple[str, Choice, str], ...] = ()
+    ledger: Ledger | None = None
+    full: int = 0
+    layers: tuple[int, ...] = ()
+    kept: tuple[tuple[int, int, int], tuple[int, ...]] | None = field(default=None, repr=False)
+    seconds: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """FLOPs as a share of the uncompressed pass; 1 where nothing is known."""
+        return self.ledger.total / self.full if self.ledger is not None else 1.0
+
+    @property
+    def decision_share(self) -> float:
+        """FLOPs of features and controller as a share of the uncompressed pass."""
+        if self.ledger is None:
+            return 0.0
+        stages = self.ledger.by_stage()
+        return (stages.get("features", 0) + stages.get("controller", 0)) / self.full
+
+
+class Gate:
+    """Lets a controller choose how each request is compressed.
+
+    A row that the controller cannot judge is answered uncompressed and counted; the gate raises nothing that the
+    model alone would not raise. Where `max_flops` is set, such a row gets the mildest plan within it, unless what has
+    run cannot be trusted (NaN, an exception) or no plan is within it: then the answer comes first.
+
+    `generate` covers greedy decoding on one picture a row; any other call goes to the model as it came and counts as
+    "unsupported".
+
+    Args:
+        model: an HF `LlavaForConditionalGeneration`, or a host that `load_host` opened.
+        processor: the model's; not needed beside a host.
+        controller: a file, an artefact or a controller.
+        budget: mean cost as a share of the uncompressed pass, by the controller's calibration.
+        lam: trade-off weight instead; neither = the controller's own.
+        max_flops: hard limit on the FLOPs of one row, its longest possible answer and the decisions included.
+        deadline: seconds that the decisions of one call may take; what is not decided by then is not compressed.
+    Raises:
+        ControllerError: the controller is for another model, or its file is damaged.
+        UnsupportedModel: a family that no host here can open.
+        ValueError: a dial outside its range, or a portfolio of which this model can run nothing.
+
+    Attributes:
+        host: the opened model.
+        controller: what decides.
+        counters: rows so far, by reason (see `Record.reason`), and in all as "rows".
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any = None,
+        controller: Controller | Artefact | str | Path | None = None,
+        *,
+        budget: float | None = None,
+        lam: float | None = None,
+        max_flops: float | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        self.host = host_of(model, processor)
+        self.controller = controller_of(controller, self.host)
+        self.counters: Counter[str] = Counter()
+        for name, value in (("max_flops", max_flops), ("deadline", deadline)):
+            if value is not None and not 0 < value < np.inf:
+                raise ValueError(f"{name}: {value} must be a positive number")
+        given = lam is not None or budget is not None
+        chosen = self.controller.dial(lam=lam, budget=budget) if given else self.controller.lam
+        self.dials = Dials(chosen, max_flops, deadline)
+        self._driver = Driver(self.host, self.controller)
+        self._plain = type(self.host.model).generate.__get__(self.host.model)  # the untouched one, whoever patched it
+        self._patched: list[Any] = []
+        self._lock, self._local = threading.Lock(), threading.local()
+
+    @property
+    def last(self) -> list[Record]:
+        """What became of each row of this thread's last call."""
+        return list(getattr(self._local, "records", ()))
+
+    def generate(self, inputs: Tensor | None = None, **arguments: Any) -> Tensor:
+        """As the model's `generate`, greedy: token ids (B, L + answer), rows that end earlier padded.
+
+        Args:
+            inputs: input_ids, as `generate` takes them by position.
+            arguments: what the processor returns (input_ids, pixel_values, attention_mask) or `images` and `questions`
+                (one picture and one question each); and settings of `generate`.
+        Raises:
+            BadInput: `images` or `questions` that cannot be put to the model.
+            Exception: what the model itself raises on such a call.
+        """
+        if inputs is not None:
+            arguments["input_ids"] = inputs
+        images, questions = arguments.pop("images", None), arguments.pop("questions", None)
+        if images is not None or questions is not None:
+            arguments = {**as_tensors(self.host, images or (), questions or ()), **arguments}
+        try:
+            if images is not None or questions is not None:
+                request = from_pictures(self.host, images, questions, arguments)
+            else:
+                request = from_tensors(self.host, arguments)
+        except Exception as reason:  # whatever it is, it is the model's to answer or to refuse
+            known = isinstance(reason, Unsupported)
+            _log.log(
+                logging.INFO if known else logging.WARNING, "gate: left to the model: %s", reason, exc_info=not known
+            )
+            ids = self._plain(**arguments)
+            given = arguments.get("input_ids")
+            self._note([Record(UNCOMPRESSED, "unsupported")] * (len(given) if isinstance(given, Tensor) else 1))
+            return ids
+        answers = self._answered(request)
+        longest = max(map(len, answers))
+        tail = [answer + [request.pad] * (longest - len(answer)) for answer in answers]
+        return torch.cat([request.input_ids, request.input_ids.new_tensor(tail)], dim=1)
+
+    def answer(self, images: Sequence[Any], questions: Sequence[str], max_new_tokens: int = 16) -> list[str]:
+        """The answers as text, one for each picture with its question. Raises: BadInput."""
+        request = from_pictures(self.host, images, questions, {"max_new_tokens": max_new_tokens, "do_sample": False})
+        return [self.host.inputs.text(ids) for ids in self._answered(request)]
+
+    def __enter__(self) -> Gate:
+        model = self.host.model
+        self._patched.append(vars(model).get("generate"))
+        model.generate = self.generate
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        before = self._patched.pop()
+        if before is None:
+            del self.host.model.generate
+        else:
+            self.host.model.generate = before
+
+    def _answered(self, request: Request) -> list[list[int]]:
+        """Token ids of each row's answer; fills `last` and `counters`."""
+        every = list(range(len(request.rows)))
+        try:
+            answers, records = self._run(request, every)
+        except Exception:
+            # One row's compressor may have failed: alone, each row is decided and answered as in the batch.
+            _log.warning("gate: a batch of %d failed, its rows are run one by one", len(every), exc_info=True)
+            answers, records = [], []
+            for i in every:
+                ids, record = self._alone(request, i)
+                answers.append(ids)
+                records.append(record)
+        self._note(records)
+        return answers
+
+    def _alone(self, request: Request, i: int) -> tuple[list[int], Record]:
+        """One row by itself, uncompressed where that fails."""
+        try:
+            answers, records = self._run(request, [i])
+            return answers[0], records[0]
+        except Exception:
+            _log.warning("gate: row %d is answered uncompressed after an exception", i, exc_info=True)
+            return self._uncompressed(request, i, "compressor")
+
+    def _run(self, request: Request, index: Sequence[int]) -> tuple[list[list[int]], list[Record]]:
+        """Some rows through the host; those whose course says so are answered anew."""
+        rows, pictures = [request.rows[i] for i in index], [request.pictures[i] for i in index]
+        p, courses, used = self._driver.run(rows, pictures, self.dials, request.max_new_tokens)
+        p.decode(max_new_tokens=request.max_new_tokens)
+        answers, records = [], []
+        for at, (i, course) in enumerate(zip(index, courses, strict=True)):
+            if course.redo:
+                ids, record = self._uncompressed(request, i, course.reason, course, p.ledger[at].total)
+            else:
+                ids = p.generated[at]
+                record = record_of(p, at, course.plan, course.reason, tuple(course.taken), used / len(index))
+            answers.append(ids)
+            records.append(record)
+        return answers, records
+
+    def _uncompressed(
+        self, request: Request, i: int, reason: str, course: Course | None = None, wasted: int = 0
+    ) -> tuple[list[int], Record]:
+        """One row by the model's own `generate`: no part of the gate is in it."""
+        row, device = request.rows[i], self.host.device
+        ids = torch.tensor([request.prompts[i]], device=device)
+        pixels = self.host.pixels([row.picture], self.host.grid)
+        out = self._plain(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixel_values=pixels,
+            max_new_tokens=request.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+        )
+        answer = out[0, ids.shape[1] :].tolist()
+        ledger = self.host.forecast(UNCOMPRESSED, row.n_text, len(answer))
+        full = ledger.total
+        if wasted:
+            ledger.add("abandoned", "compressed pass", wasted)
+        decisions = () if course is None else tuple(course.taken)
+        n, depth = self.host.n_visual, self.host.decoder_depth
+        kept = (self.host.grid, tuple(range(n)))
+        return answer, Record(UNCOMPRESSED, reason, decisions, ledger, full, (n,) * depth, kept)
+
+    def _note(self, records: list[Record]) -> None:
+        self._local.records = records
+        with self._lock:
+            self.counters.update(record.reason for record in records)
+            self.counters["rows"] += len(records)
+
+
+def record_of(
+    p: Pass,
+    row: int,
+    plan: Plan,
+    reason: str,
+    decisions: tuple[tuple[str, Choice, str], ...] = (),
+    seconds: float = 0.0,
+) -> Record:
+    """The record of a row of a pass whose answer has been generated."""
+    full = p.host.forecast(UNCOMPRESSED, p.rows[row].n_text, len(p.generated[row])).total
+    layers = tuple(p.counts["layers"][row])
+    return Record(plan, reason, decisions, p.ledger[row], full, layers, kept_of(p, row), seconds)
+
+
+def kept_of(p: Pass, row: int) -> tuple[tuple[int, int, int], tuple[int, ...]]:
+    """Grid and positions of a row's visual tokens in the last decoder layer of a pass behind `prefill`."""
+    stream, start, n = p.opened.stream, int(p.opened.stream.start[row]), int(p.opened.stream.n[row])
+    return p.opened.grids[row], tuple(stream.position[row, start : start + n].tolist())
+
+
+def host_of(model: Any, processor: Any) -> LlavaHost:
+    """The host of a model that is already loaded; the folder it came from may hold a text tower beside it.
+
+    Raises:
+        UnsupportedModel: a family that no host here can open, or no processor.
+    """
+    if isinstance(model, Host):
+        return model
+    config = getattr(model, "config", None)
+    kind = getattr(config, "model_type", type(model).__name__)
+    if kind not in FAMILIES:
+        raise UnsupportedModel(f"model type {kind!r} has no host here; known are {', '.join(FAMILIES)}")
+    if processor is None:
+        raise UnsupportedModel("processor: missing; it goes beside the model")
+    folder, raw, text = Path(getattr(config, "_name_or_path", "") or "."), None, None
+    if config._name_or_path and (folder / "config.json").is_file():
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        weight = model.lm_head.weight
+        text = TextTower.load(folder / FOLDER, processor.tokenizer, weight.dtype, weight.device)
+    return LlavaHost(model, processor, text, config._name_or_path or kind, raw)
+
+
+def controller_of(controller: Controller | Artefact | str | Path | None, host: Host) -> Controller:
+    """The controller, checked against the host. Raises: ControllerError."""
+    if isinstance(controller, str | Path):
+        return Controller(load(controller, fingerprint=host.fingerprint, token_features=TOKEN_FEATURES))
+    if isinstance(controller, Artefact):
+        controller = Controller(controller)
+    if not isinstance(controller, Controller):
+        raise ControllerError(f"controller: needs a file, an artefact or a controller, got {type(controller).__name__}")
+    artefact = controller.artefact
+    if artefact.fingerprint != host.fingerprint:
+        mine, theirs = host.fingerprint[:12], artefact.fingerprint[:12]
+        raise ControllerError(f"controller: made for host {artefact.host!r} ({theirs}...), this host is {mine}...")
+    names = dict(zip(TOKEN_GROUPS, artefact.layout.features[-len(TOKEN_GROUPS) :], strict=True))
+    for group in TOKEN_GROUPS:
+        try:
+            check_order(group, names[group], tuple(TOKEN_FEATURES.get(group, ())))
+        except ValueError as error:
+            raise ControllerError(f"controller: {error}") from error
+    return controller
