@@ -100,16 +100,17 @@ def area(upper: Line, lower: Line, low: float, high: float = 1.0) -> float:
     return float(np.trapezoid(upper.at(knots) - lower.at(knots), knots))
 
 
-def area_above_hull(policy: Line, hull: Line, high: float = 1.0) -> float:
-    """Area between a policy's line and the hull, over all costs from the cheapest fixed plan to `high`.
+def reach_down(policy: Line, hull: Line) -> Line:
+    """A line continued below its cheapest point by mixing it with the cheapest fixed plan, as the hull's plans may be."""
+    if policy.cost[0] <= hull.cost[0]:
+        return policy
+    costs, accuracies = np.append(hull.cost[:1], policy.cost), np.append(hull.accuracy[:1], policy.accuracy)
+    return line(costs, accuracies, np.append(-1, policy.index))
 
-    Below the policy's cheapest point it may be mixed with the cheapest fixed plan, as the hull's plans may.
-    """
-    start = float(hull.cost[0])
-    if policy.cost[0] > start:
-        costs = np.concatenate([hull.cost[:1], policy.cost])
-        policy = line(costs, np.concatenate([hull.accuracy[:1], policy.accuracy]))
-    return area(policy, hull, start, high)
+
+def area_above_hull(policy: Line, hull: Line, high: float = 1.0) -> float:
+    """Area between a policy's line and the hull, over all costs from the cheapest fixed plan to `high`."""
+    return area(reach_down(policy, hull), hull, float(hull.cost[0]), high)
 
 
 def gap_closed(policy: Line, hull: Line, oracle: Line, high: float = 1.0) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 
 from foveate.controller import Artefact, Network, save
 from foveate.controller.dial import lambda_for
+from foveate.plans.plan import Choice
 from foveate.plans.portfolio import ActionTable, Portfolio
 from foveate.policies.standard import Standard
 from foveate.rollouts.table import Table
@@ -20,12 +21,15 @@ LIBRARIES = ("numpy", "torch", "stable-baselines3", "gymnasium", "scikit-learn")
 def portfolio_of(table: Table) -> Portfolio:
     """The portfolio that a table was filled for, narrowed to one active stage, which is all that a table answers.
 
-    Raises:
-        ValueError: the table's meta holds none.
+    Where the meta names none, everything that the table's one-stage plans do.
     """
-    if "portfolio" not in table.meta:
-        raise ValueError("table: its meta names no portfolio, so its plans cannot be turned into actions")
-    return replace(Portfolio.from_dict(table.meta["portfolio"]), max_active_stages=1)
+    if "portfolio" in table.meta:
+        return replace(Portfolio.from_dict(table.meta["portfolio"]), max_active_stages=1)
+    choices: dict[str, list[Choice]] = {}
+    for plan in table.plans:
+        for stage, choice in plan.active if len(plan.active) == 1 else ():
+            choices.setdefault(stage, []).append(choice)
+    return Portfolio("table", {stage: tuple(some) for stage, some in choices.items()}, max_active_stages=1)
 
 
 def artefact_of(
@@ -53,15 +57,14 @@ def artefact_of(
         raise ValueError("export: nothing is calibrated, so no budget could be asked for")
     portfolio = portfolio_of(table)
     plans = {"plans": [plan.to_dict() for plan in table.plans]}
-    name, fingerprint = host_of(table)
     artefact = Artefact(
         layout=standard.layout,
         normalisation=standard.normalisation,
         network=network,
         actions=ActionTable.from_portfolio(portfolio).to_dict() if network.kind == "policy" else plans,
         portfolio=portfolio.to_dict(),
-        host=name,
-        fingerprint=fingerprint,
+        host=str(table.meta.get("host", "")),
+        fingerprint=str(table.meta.get("fingerprint", "")),
         lam=lambda_for(calibration, max(budget, calibration[-1][1])),
         calibration=tuple((float(lam), float(cost)) for lam, cost in calibration),
         provenance={**(provenance or {}), "libraries": library_versions()},
@@ -85,14 +88,6 @@ def export(path: str | Path, artefact: Artefact) -> str:
     except ImportError:
         digest = ""
     return save(path, replace(artefact, onnx_sha256=digest))
-
-
-def host_of(table: Table) -> tuple[str, str]:
-    """Name and fingerprint of the model that filled a table; empty where its meta does not say."""
-    host = table.meta.get("host", "")
-    if isinstance(host, Mapping):
-        return str(host.get("name", "")), str(host.get("fingerprint", ""))
-    return str(host), str(table.meta.get("fingerprint", ""))
 
 
 def library_versions() -> dict[str, str]:

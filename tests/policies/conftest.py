@@ -1,6 +1,10 @@
 """A replay table whose best policy is known: three kinds of input that need different plans."""
 
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
+import torch
 
 from foveate.controller import PIXEL_FEATURES, QUESTION_FEATURES
 from foveate.plans import BLIND, UNCOMPRESSED, Plan, Portfolio
@@ -77,4 +81,13 @@ def table(n=600, seed=0, split="policy-train", noise=0.0, clear=("pixels", "enco
         },
         group_cost=costs or {},
         meta={"host": "toy", "fingerprint": "0" * 64, "portfolio": PORTFOLIO.to_dict(), "seed": seed},
+    )
+
+
+@pytest.fixture(scope="session")
+def toy():
+    """The toy tables: `toy.table(...)`, and what is known of them."""
+    torch.set_num_threads(1)
+    return SimpleNamespace(
+        table=table, PORTFOLIO=PORTFOLIO, PLANS=PLANS, SHARES=SHARES, RIGHT=RIGHT, CHEAPEST=CHEAPEST, BLIND=BLIND
     )
