@@ -12,10 +12,10 @@ from foveate.compressors.registry import make
 from foveate.controller.decision import Controller, Decision
 from foveate.controller.features import pixel_features, question_features
 from foveate.controller.observation import Progress
-from foveate.envs.masks import STOP_GROUP, Masks
 from foveate.models.features import feature_flops, reveal
 from foveate.models.inputs import Row
 from foveate.models.llava import LlavaHost
+from foveate.models.masks import STOP_GROUP, Masks
 from foveate.models.passes import Pass
 from foveate.plans.masks import plan_refusal
 from foveate.plans.plan import NONE, STAGES, UNCOMPRESSED, Choice, Plan
