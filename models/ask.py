@@ -68,19 +68,24 @@ class Asker:
 
     def behind_tower(self, compressor: Compressor, rows: Sequence[int], x: Tensor, stage: str) -> dict[str, Tensor]:
         """For a group of rows behind the tower, whose features before the projector are x (b, n, D)."""
-        tower = self.host.tower
-        out: dict[str, Tensor] = {}
-        for block, asked in compute.by_layer(compressor, tower.depth, tower.depth - 1, compute.ATTENTION_KINDS).items():
-            found: dict[str, list[Tensor]] = {signal.key: [] for signal in asked}
-            order: list[int] = []
-            for _, members in groups([id(self.of.traces[row][0]) for row in rows]):
-                order += members
-                values = self._block([rows[m] for m in members], block, asked, stage, compressor.takes_cls)
-                for key, value in values.items():
-                    found[key].append(value)
-            back = torch.tensor(order, device=x.device).argsort()
-            out |= {key: torch.cat(values)[back] for key, values in found.items()}
+        depth, out = self.host.tower.depth, {}
+        for block, asked in compute.by_layer(compressor, depth, depth - 1, compute.ATTENTION_KINDS).items():
+            out |= self.of_block(rows, block, asked, stage, compressor.takes_cls)
         return out | self.text(compressor, rows, x, stage)
+
+    def of_block(
+        self, rows: Sequence[int], block: int, asked: Sequence[Signal], stage: str, takes_cls: bool = False
+    ) -> dict[str, Tensor]:
+        """Signals of one block of the tower for rows with equal counts, whatever way each of them went."""
+        found: dict[str, list[Tensor]] = {signal.key: [] for signal in asked}
+        order: list[int] = []
+        for _, members in groups([id(self.of.traces[row][0]) for row in rows]):
+            order += members
+            values = self._block([rows[m] for m in members], block, asked, stage, takes_cls)
+            for key, value in values.items():
+                found[key].append(value)
+        back = torch.tensor(order, device=self.host.device).argsort()
+        return {key: torch.cat(values)[back] for key, values in found.items()}
 
     def _block(
         self, rows: Sequence[int], block: int, asked: Sequence[Signal], stage: str, takes_cls: bool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class Row:
         question: as asked.
         prompt: the text that the model sees, one image marker in it.
         before, after: token ids around the picture.
-        digest: SHA-256 of the picture as it came.
+        seed: 63 bits of the SHA-256 of the framed picture and the question.
     """
 
     picture: np.ndarray
@@ -38,17 +38,12 @@ class Row:
     prompt: str
     before: tuple[int, ...]
     after: tuple[int, ...]
-    digest: bytes
+    seed: int
 
     @property
     def n_text(self) -> int:
         """Prompt entries that are text."""
         return len(self.before) + len(self.after)
-
-    @property
-    def seed(self) -> int:
-        """63 bits of the SHA-256 of picture and question."""
-        return int.from_bytes(hashlib.sha256(self.digest + self.question.encode()).digest()[:8], "big") >> 1
 
 
 def as_rgb(picture: Picture, row: int) -> np.ndarray:
@@ -65,9 +60,10 @@ def as_rgb(picture: Picture, row: int) -> np.ndarray:
         raise BadInput(f"image {row} ({name}): cannot be decoded: {error}") from error
 
 
-def digest_of(picture: np.ndarray) -> bytes:
-    """SHA-256 of shape and pixels."""
-    return hashlib.sha256(repr(picture.shape).encode() + np.ascontiguousarray(picture).tobytes()).digest()
+def seed_of(picture: np.ndarray, question: str) -> int:
+    """63 bits of the SHA-256 of shape and pixels of a framed picture, and the question."""
+    digest = hashlib.sha256(repr(picture.shape).encode() + np.ascontiguousarray(picture).tobytes() + question.encode())
+    return int.from_bytes(digest.digest()[:8], "big") >> 1
 
 
 class Inputs:
@@ -95,14 +91,14 @@ class Inputs:
 
     def row(self, image: Picture, question: str, number: int) -> Row:
         """One row. Raises: BadInput."""
-        rgb = as_rgb(image, number)
         prompt, before, after = self.prompt(question, number)
-        return Row(self.framed(rgb), question, prompt, before, after, digest_of(rgb))
+        picture = self.framed(as_rgb(image, number))
+        return Row(picture, question, prompt, before, after, seed_of(picture, question))
 
     def asked(self, row: Row, question: str, number: int) -> Row:
         """The same picture with another question. Raises: BadInput."""
         prompt, before, after = self.prompt(question, number)
-        return replace(row, question=question, prompt=prompt, before=before, after=after)
+        return Row(row.picture, question, prompt, before, after, seed_of(row.picture, question))
 
     def framed(self, rgb: np.ndarray) -> np.ndarray:
         """The picture resized and cropped as the image processor does, still uint8 (H, W, 3)."""

@@ -74,6 +74,7 @@ class LlavaHost(Host):
         self.signals = frozenset(kinds | ({"text_similarity"} if text else set()))
         ends = model.generation_config.eos_token_id
         ends = self.inputs.tokenizer.eos_token_id if ends is None else ends
+        self._beside_question: int | None = None
         self.ends = frozenset([ends] if isinstance(ends, int) else ends)
         self.fingerprint = fingerprint(config or json.loads(model.config.to_json_string()), model)
 
@@ -92,8 +93,9 @@ class LlavaHost(Host):
 
     def question_tokens(self, n_text: int) -> int:
         """What a question whose prompt has `n_text` text entries is for the text tower, in tokens."""
-        extra = self.inputs.n_text("") - len(self.text.ids(""))
-        return min(self.text.limit, n_text - extra)
+        if self._beside_question is None:
+            self._beside_question = self.inputs.n_text("") - len(self.text.ids(""))
+        return max(1, min(self.text.limit, n_text - self._beside_question))
 
     def no_tokens(self) -> VisualState:
         """The state of a row without a picture."""
