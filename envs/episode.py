@@ -146,11 +146,12 @@ class Episode:
         Raises:
             ValueError: not a legal action; the message names stage, action and reason. The episode is as before.
         """
-        choice = self._read(action)
+        choice = self.choice(action)
         self.plan, self.at = self.plan.replace(self.stage, choice), self.at + 1
         self._pass_by()
 
-    def _read(self, action: Any) -> Choice:
+    def choice(self, action: Any) -> Choice:
+        """What an action stands for, as it is legal here. Raises: ValueError, see `act`."""
         stage, table = self.stage, self.masks.table
         try:
             m, r = (int(each) for each in action)

@@ -60,6 +60,9 @@ class Seen:
 Answer = Seen | Verdict
 
 
+PREFILL = STAGES.index("prefill")
+
+
 def before(plan: Plan, stage: int) -> Plan:
     """The decisions of a plan before stage number `stage`."""
     return Plan(plan.choices[:stage] + (NONE,) * (len(STAGES) - stage))
@@ -114,66 +117,93 @@ class Worker:
         return out
 
 
-Leaf = tuple[int, Plan, str | None]
-"""(number of the input, plan, stop)."""
-Node = tuple[int, Plan]
-"""(number of the input, decisions so far)."""
+Node = tuple[int, int]
+"""(number of the input, number of the decisions so far)."""
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """One distinct request.
+
+    Attributes:
+        way: its node before each stage and behind the last.
+        stop: number of the stage it stops at; 6 = at the end.
+    """
+
+    way: tuple[Node, ...]
+    stop: int
+
+    @property
+    def key(self) -> tuple[Node, int]:
+        return self.way[self.stop], self.stop
 
 
 class _Tree:
-    """The requests on some inputs, walked stage by stage."""
+    """The requests on some inputs, walked stage by stage. Prefixes of plans are numbered: cheap to compare."""
 
     def __init__(self, worker: Worker, inputs: Sequence[Input], references: dict[int, Reference]) -> None:
         self.worker, self.inputs, self.references = worker, inputs, references
-        self.found: dict[tuple[int, Plan, str | None], Answer] = {}
+        self.prefixes: dict[Plan, int] = {UNCOMPRESSED: 0}
+        self.plans: list[Plan] = [UNCOMPRESSED]
+        self.chains: dict[Plan, tuple[int, ...]] = {}
+        self.found: dict[tuple[Node, int], Answer] = {}
+        self.leaves: list[_Leaf] = []
 
-    def answers(self, leaves: Sequence[Leaf]) -> list[Answer]:
-        """Each leaf's answer."""
-        keys = [(i, plan if stop is None else before(plan, STAGES.index(stop)), stop) for i, plan, stop in leaves]
-        wanted = list(dict.fromkeys(keys))
+    def answers(self, asks: Sequence[tuple[int, Plan, str | None]]) -> list[Answer]:
+        """The answer to each (number of the input, plan, stop)."""
+        leaves = [self._leaf(*ask) for ask in asks]
+        self.leaves = list({leaf.key: leaf for leaf in leaves}.values())
         p = self.worker.host.open([i.image for i in self.inputs], [i.question for i in self.inputs])
-        nodes: list[Node] = [(i, UNCOMPRESSED) for i in range(len(self.inputs))]
-        for stage in STAGES[:4]:
-            p, nodes = self._step(p, nodes, stage, wanted)
+        nodes: list[Node] = [(i, 0) for i in range(len(self.inputs))]
+        for stage in range(PREFILL):
+            p, nodes = self._step(p, nodes, stage)
         for rows in self._by_length(p, nodes):
-            self._decoder(p.fork(rows), [nodes[row] for row in rows], wanted)
-        return [self.found[key] for key in keys]
+            self._decoder(p.fork(rows), [nodes[row] for row in rows])
+        return [self.found[leaf.key] for leaf in leaves]
 
-    def _step(self, p: Pass, nodes: list[Node], stage: str, wanted: Sequence[Leaf]) -> tuple[Pass, list[Node]]:
+    def _leaf(self, i: int, plan: Plan, stop: str | None) -> _Leaf:
+        if plan not in self.chains:
+            self.chains[plan] = tuple(self._number(before(plan, stage)) for stage in range(len(STAGES) + 1))
+        way = tuple((i, prefix) for prefix in self.chains[plan])
+        return _Leaf(way, len(STAGES) if stop is None else STAGES.index(stop))
+
+    def _number(self, prefix: Plan) -> int:
+        if prefix not in self.prefixes:
+            self.prefixes[prefix] = len(self.plans)
+            self.plans.append(prefix)
+        return self.prefixes[prefix]
+
+    def _step(self, p: Pass, nodes: list[Node], stage: int) -> tuple[Pass, list[Node]]:
         """Answers what stops at a stage and runs it for the rest; the pass is forked where plans part."""
-        self._stop(p, nodes, stage, wanted)
-        ways = self._ways(nodes, stage, wanted)
+        self._stop(p, nodes, stage)
+        ways = self._ways(nodes, stage)
         p = _forked(p, list(ways.values()))
         if ways:
-            run_stage(p, stage, [plan for _, plan in ways])
+            run_stage(p, STAGES[stage], [self.plans[prefix] for _, prefix in ways])
         return p, list(ways)
 
-    def _ways(self, nodes: list[Node], stage: str, wanted: Sequence[Leaf]) -> dict[Node, int]:
+    def _ways(self, nodes: list[Node], stage: int) -> dict[Node, int]:
         """Each way to go on at a stage -> the row that it goes on from."""
-        at = STAGES.index(stage)
         parent = {node: row for row, node in enumerate(nodes)}
-        going = [(i, plan) for i, plan, stop in wanted if stop is None or STAGES.index(stop) > at]
-        nodes_of = [((i, before(plan, at + 1)), parent.get((i, before(plan, at)))) for i, plan in going]
-        return {node: row for node, row in nodes_of if row is not None}
+        going = [leaf.way for leaf in self.leaves if leaf.stop > stage and leaf.way[stage] in parent]
+        return {way[stage + 1]: parent[way[stage]] for way in going}
 
-    def _stop(self, p: Pass, nodes: list[Node], stage: str, wanted: Sequence[Leaf]) -> None:
+    def _stop(self, p: Pass, nodes: list[Node], stage: int) -> None:
         """Answers the requests that stop at a stage."""
-        here = {(i, plan) for i, plan, stop in wanted if stop == stage}
+        here = {leaf.way[stage] for leaf in self.leaves if leaf.stop == stage}
         rows = [row for row, node in enumerate(nodes) if node in here]
         if not rows:
             return
-        if stage == "encoder":
+        name = STAGES[stage]
+        if name == "encoder":
             p.peek_encoder()  # before the fork, so that it serves those that go on too
-        if stage == "prefill":
-            p.peek()
         part = p.fork(rows)
-        features = look(part, stage) if stage in STOP_GROUP else [None] * len(rows)
-        left = p.counts[STAGES[STAGES.index(stage) - 1]] if stage != STAGES[0] else [p.host.n_visual] * len(nodes)
+        features = look(part, name) if name in STOP_GROUP else [None] * len(rows)
+        left = p.counts[STAGES[stage - 1]] if stage else [p.host.n_visual] * len(nodes)
         for number, row in enumerate(rows):
             paid = feature_cost(part, number)
-            share = left[row] / p.host.n_visual
-            seen = Seen(features[number], part.ledger[number].total - paid, paid, share)
-            self.found[(*nodes[row], stage)] = seen
+            seen = Seen(features[number], part.ledger[number].total - paid, paid, left[row] / p.host.n_visual)
+            self.found[nodes[row], stage] = seen
 
     def _by_length(self, p: Pass, nodes: list[Node]) -> Iterator[list[int]]:
         """Rows with equal numbers of visual tokens, in batches; long ones first."""
@@ -182,17 +212,17 @@ class _Tree:
             for _, rows in sorted(_grouped(counts).items(), reverse=True):
                 yield from _parts(rows, self.worker.batch)
 
-    def _decoder(self, p: Pass, nodes: list[Node], wanted: Sequence[Leaf]) -> None:
+    def _decoder(self, p: Pass, nodes: list[Node]) -> None:
         """The last two stages of some rows, and the verdicts."""
         p.peek()
-        self._stop(p, nodes, "prefill", wanted)
-        ways = self._ways(nodes, "prefill", wanted)
+        self._stop(p, nodes, PREFILL)
+        ways = self._ways(nodes, PREFILL)
         each = list(ways)
-        for members in _grouped([plan["prefill"] for _, plan in each]).values():
+        for members in _grouped([self.plans[prefix]["prefill"] for _, prefix in each]).values():
             part = [each[m] for m in members]
             q = p.fork([ways[node] for node in part])  # rows that shrink alike, so that none waits for a longer one
-            run_stage(q, "prefill", [plan for _, plan in part])
-            q, ends = self._step(q, part, "decode", wanted)
+            run_stage(q, "prefill", [self.plans[prefix] for _, prefix in part])
+            q, ends = self._step(q, part, PREFILL + 1)
             if ends:
                 self._judge(q, ends)
 
@@ -200,8 +230,8 @@ class _Tree:
         """The verdicts on rows behind their last stage."""
         inputs = [self.inputs[i] for i, _ in ends]
         own = [self.references[id(each)].answer if id(each) in self.references else None for each in inputs]
-        for (i, plan), verdict in zip(ends, judge(p, inputs, own, self.worker.answer_tokens), strict=True):
-            self.found[i, plan, None] = verdict
+        for node, verdict in zip(ends, judge(p, inputs, own, self.worker.answer_tokens), strict=True):
+            self.found[node, len(STAGES)] = verdict
 
 
 def _forked(p: Pass, rows: list[int]) -> Pass:
