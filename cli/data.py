@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from foveate.tasks.base import SPLITS
 
 if TYPE_CHECKING:
+    from foveate.envs.inputs import Input
     from foveate.tasks.base import Sample
 
 TASKS = ("scenes", "reading", "documents", "charts", "digits", "pictures")
@@ -60,3 +61,11 @@ def samples(
     if not found:
         raise ValueError(f"{jsonl}: holds no row that can be used")
     return found
+
+
+def regime_inputs(names: Sequence[str], split: str, count: int) -> list[Input]:
+    """`count` inputs, the regimes in turn: the first question of each one's first pictures."""
+    from foveate.envs.inputs import input_of
+    from foveate.tasks.registry import regime_sample
+
+    return [input_of(regime_sample(names[i % len(names)], split, i // len(names)), 0) for i in range(count)]

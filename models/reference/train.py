@@ -157,7 +157,7 @@ class Run:
             mean: dict[str, float] = {}
             for batch in loader:
                 began = time.perf_counter()
-                losses = self.update(batch, rate(self.step, steps, fall=0.2 if self.stage == STAGES[-1] else 0.0))
+                losses = self.update(batch, rate(self.step, steps, fall=0.0 if self.stage == "see" else 0.2))
                 self.step += 1
                 self.seconds += time.perf_counter() - began
                 mean = {k: 0.95 * mean.get(k, v) + 0.05 * v for k, v in losses.items()}
