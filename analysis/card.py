@@ -125,7 +125,9 @@ def card(n: int, log: Path, work: Path) -> str:
     text += f"\n## Cost of an uncompressed pass\n\n{stage_shares(host)}.\n"
     text += f"\n## Accuracy by regime\n\n{each} pictures a regime, each with two to five questions.\n\n"
     text += regimes_table(seen, blind, kept) + "\n"
-    text += f"\n## Dropping and merging at `outside`\n\n{table.n} questions; 95 % bootstrap intervals over scene families.\n\n"
+    text += (
+        f"\n## Dropping and merging at `outside`\n\n{table.n} questions; 95 % intervals, bootstrap by scene family.\n\n"
+    )
     text += outside_table(rows) + "\n"
     text += f"\n## Best method at `outside`\n\nA star: its interval lies above the runner-up's.\n\n{best_table(kept)}\n"
     return text
