@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from foveate.models.errors import UnsupportedModel
 
-FAMILIES = ("llama", "qwen2", "mistral")
+DECODERS = ("llama", "qwen2", "mistral")
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,11 @@ class Decoder:
         model: `LlamaModel`, `Qwen2Model` or `MistralModel`.
         head: its LM head.
     Raises:
-        UnsupportedModel: another family, or layers with a sliding window.
+        UnsupportedModel: layers with a sliding window.
     """
 
     def __init__(self, model: nn.Module, head: nn.Module) -> None:
         config = model.config
-        if config.model_type not in FAMILIES:
-            raise UnsupportedModel(f"language model {config.model_type!r}: known are {', '.join(FAMILIES)}")
         sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
         if sliding or (config.model_type == "mistral" and config.sliding_window):
             raise UnsupportedModel(f"language model {config.model_type!r}: sliding-window layers are not supported")

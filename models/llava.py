@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from foveate.compressors.base import Grid
-from foveate.models.decoder import Decoder
+from foveate.models.decoder import DECODERS, Decoder
 from foveate.models.errors import UnsupportedModel
 from foveate.models.fingerprint import fingerprint
 from foveate.models.host import Host
@@ -24,6 +24,21 @@ from foveate.models.vit import VisionTower
 from foveate.plans.cost import DecoderShape, HostShape, ViTShape
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
+
+
+def check_config(config: LlavaConfig, name: str) -> None:
+    """Refuses what cannot be opened before any weight is read. Raises: UnsupportedModel."""
+    tower, decoder = config.vision_config.model_type, config.text_config.model_type
+    if tower not in TOWERS:
+        raise UnsupportedModel(f"{name}: vision tower {tower!r}; known: {', '.join(TOWERS)}")
+    if decoder not in DECODERS:
+        raise UnsupportedModel(f"{name}: language model {decoder!r}; known: {', '.join(DECODERS)}")
+    if not isinstance(config.vision_feature_layer, int):
+        raise UnsupportedModel(
+            f"{name}: vision_feature_layer {config.vision_feature_layer}: needs one layer, not a list"
+        )
+    if config.vision_feature_select_strategy != "full" and tower != "clip_vision_model":
+        raise UnsupportedModel(f'{name}: feature selection "default" drops a patch of a tower without CLS; use "full"')
 
 
 class LlavaHost(Host):
@@ -53,19 +68,12 @@ class LlavaHost(Host):
         config: dict[str, Any] | None = None,
     ) -> None:
         c = model.config
-        if c.vision_config.model_type not in TOWERS:
-            raise UnsupportedModel(
-                f"{name}: vision tower {c.vision_config.model_type!r}; known are {', '.join(TOWERS)}"
-            )
+        check_config(c, name)
         self.name, self.model, self.text = name, model.eval(), text
         self.tower = VisionTower(model.model.vision_tower, c.vision_feature_layer)
         self.decoder = Decoder(model.model.language_model, model.lm_head)
         self.inputs = Inputs(processor, c.image_token_index)
         full = c.vision_feature_select_strategy == "full"
-        if not full and not self.tower.has_cls:
-            raise UnsupportedModel(
-                f'{name}: feature selection "default" drops a patch of a tower without CLS; use "full"'
-            )
         self.cls_stays = full and self.tower.has_cls
         self.grid, self.encoder_depth, self.decoder_depth = self.tower.grid, self.tower.depth, self.decoder.depth
         self.device, self.dtype = model.lm_head.weight.device, model.lm_head.weight.dtype

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
 
 from foveate.models import FAMILIES
 from foveate.models.errors import UnsupportedModel
-from foveate.models.llava import LlavaHost
+from foveate.models.llava import LlavaHost, check_config
 from foveate.models.reference import WEIGHTS
 from foveate.models.text_tower import FOLDER, TextTower
 
@@ -34,10 +35,11 @@ def load(model: str | Path, dtype: str, device: str) -> LlavaHost:
     if config.model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise UnsupportedModel(f"{source}: model type {config.model_type!r} has no host here; known: {known}")
+    check_config(config, source)
     try:
         loaded, info = LlavaForConditionalGeneration.from_pretrained(source, dtype=kind, output_loading_info=True)
         processor = AutoProcessor.from_pretrained(source)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UnsupportedModel(f"{source}: cannot be loaded: {_line(error)}") from error
     missing = sorted(info["missing_keys"])
     if missing:

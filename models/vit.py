@@ -75,8 +75,6 @@ class VisionTower:
 
     def __init__(self, tower: nn.Module, feature_layer: int) -> None:
         config = tower.config
-        if not isinstance(feature_layer, int):
-            raise UnsupportedModel(f"vision_feature_layer {feature_layer}: needs one layer, not a list")
         self.depth = feature_layer % (config.num_hidden_layers + 1)
         blocks = config.num_hidden_layers
         if self.depth < 1 or not -blocks <= feature_layer <= blocks:

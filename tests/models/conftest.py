@@ -15,6 +15,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    MistralConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     SiglipImageProcessorPil,
@@ -63,8 +64,9 @@ def build(folder, tower="clip", decoder="llama", strategy=None, feature_layer=-2
         num_hidden_layers=4,
         num_attention_heads=3,
     )
-    text_class = {"llama": LlamaConfig, "qwen2": Qwen2Config}[decoder]
+    text_class = {"llama": LlamaConfig, "qwen2": Qwen2Config, "mistral": MistralConfig}[decoder]
     text = text_class(
+        **({"sliding_window": None} if decoder == "mistral" else {}),
         vocab_size=len(words),
         hidden_size=32,
         intermediate_size=48,

@@ -15,6 +15,7 @@ MODELS = [
     {"tower": "clip", "feature_layer": -1},
     {"tower": "clip", "strategy": "full"},
     {"tower": "clip", "decoder": "qwen2"},
+    {"tower": "clip", "decoder": "mistral"},
     {"tower": "siglip"},
     {"tower": "siglip", "decoder": "qwen2", "feature_layer": -1},
     {"tower": "clip", "chat": None},
