@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from gymnasium import spaces
 from foveate.controller.observation import Layout
 from foveate.envs.episode import Episode, Terms
 from foveate.envs.inputs import Input, ListSource, Source, TaskSource
-from foveate.envs.live import Reference, feature_cost, judge, look, reference_of, run_stage
+from foveate.envs.live import Reference, feature_flops, judge, look, reference_of, run_stage, token_features
 from foveate.envs.masks import ANSWER_TOKENS, STOP_GROUP, Masks
 from foveate.envs.quality import check_answers, check_mode, quality_of
 from foveate.plans.plan import STAGES
@@ -102,14 +103,12 @@ class CompressionEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         answer_tokens: int = ANSWER_TOKENS,
         render_mode: str | None = None,
     ) -> None:
-        from foveate.models.features import TOKEN_FEATURES, feature_flops
-
         self.terms = Terms(tuple(lam), tuple(budget), budget_share, quality, b, one_shot)
         self.host = _opened(host)
         portfolio = portfolio if isinstance(portfolio, Portfolio) else Portfolio.from_yaml(portfolio)
         self.table = ActionTable.from_portfolio(portfolio)
-        self.layout = Layout.of(TOKEN_FEATURES)
-        costs = {} if one_shot else feature_flops(self.host)
+        self.layout = Layout.of(token_features())
+        costs = None if one_shot else partial(feature_flops, self.host)
         self.masks = Masks(self.host, self.table, answer_tokens, costs)
         self.source = _source(inputs, tasks, split)
         low, high = self.layout.bounds()
@@ -191,7 +190,8 @@ class CompressionEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         reference = self._reference(episode.input) if self.terms.quality == "label_free" else None
         own = [None if reference is None else reference.answer]
         verdict = judge(self._pass, [episode.input], own, self.masks.answer_tokens)[0]
-        episode.spent = float(verdict.cost + feature_cost(self._pass, 0))
+        bill = verdict.bill
+        episode.spent = float(bill.own + bill.features + bill.feature_text)
         prob = None if reference is None else reference.prob
         quality = quality_of(verdict.outcome, self.terms.quality, self._b, prob)
         about = {"correct": verdict.outcome.correct, "prob": verdict.outcome.prob}

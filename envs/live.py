@@ -10,9 +10,9 @@ import numpy as np
 
 from foveate.compressors.registry import make
 from foveate.envs.inputs import Input
-from foveate.envs.masks import STOP_GROUP
+from foveate.envs.masks import STOP_GROUP, TEXT_GROUPS
 from foveate.envs.quality import Outcome, outcome_of
-from foveate.models.ledger import charge_answer
+from foveate.models.ledger import Ledger, charge_answer
 from foveate.plans.plan import STAGES, Plan
 
 if TYPE_CHECKING:
@@ -22,6 +22,35 @@ if TYPE_CHECKING:
 ACTS = dict(zip(STAGES, ("resize", "encode", "thin", "project", "prefill", "choose_decode"), strict=True))
 """Stage -> the method of `Pass` that runs it."""
 
+EMBEDDING = "question embedding"
+"""The ledger's entry for the question's embedding."""
+
+
+@dataclass(frozen=True)
+class Bill:
+    """A row's FLOPs so far, in parts. The question's embedding is paid for once, by whoever needs it first.
+
+    Attributes:
+        own: of the pass itself, features left out.
+        text: of these, the question's embedding, where a method paid for it.
+        features: of the policy's features, the embedding apart.
+        feature_text: the question's embedding, where the features paid for it.
+    """
+
+    own: int
+    text: int
+    features: int
+    feature_text: int
+
+    @classmethod
+    def of(cls, ledger: Ledger) -> Bill:
+        """The parts of a ledger."""
+        features = ledger.by_stage().get("features", 0)
+        embedding = [(stage == "features", flops) for stage, what, flops, _ in ledger.entries if what == EMBEDDING]
+        by_features = sum(flops for mine, flops in embedding if mine)
+        by_method = sum(flops for mine, flops in embedding if not mine)
+        return cls(ledger.total - features, by_method, features - by_features, by_features)
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -29,13 +58,13 @@ class Verdict:
 
     Attributes:
         outcome: of the answer.
-        cost: FLOPs up to the end of the counted answer, features of the policy left out.
+        bill: up to the end of the counted answer.
         tokens: mean over decoder layers of visual tokens.
         kv: bytes of the cache behind the prompt.
     """
 
     outcome: Outcome
-    cost: int
+    bill: Bill
     tokens: float
     kv: int
 
@@ -60,6 +89,15 @@ def run_stage(p: Pass, stage: str, plans: Sequence[Plan]) -> None:
     getattr(p, ACTS[stage])(each, keep)
 
 
+def feature_flops(host: Host, n_text: int) -> dict[str, float]:
+    """Group -> FLOPs of its features on an uncompressed row, the question's embedding apart as "text"."""
+    from foveate.models import features
+
+    found = dict(features.feature_flops(host, n_text))
+    text = host.text.flops(host.question_tokens(n_text)) if host.text is not None else 0
+    return {name: flops - (text if name in TEXT_GROUPS else 0) for name, flops in found.items()} | {"text": text}
+
+
 def token_features() -> dict[str, tuple[str, ...]]:
     """Group -> names of the token features that hosts reveal."""
     from foveate.models.features import TOKEN_FEATURES
@@ -72,11 +110,6 @@ def look(p: Pass, stop: str) -> list[np.ndarray]:
     from foveate.models import features
 
     return features.reveal(p, STOP_GROUP[stop])
-
-
-def feature_cost(p: Pass, row: int) -> int:
-    """FLOPs of the policy's features that a row has paid for."""
-    return p.ledger[row].by_stage().get("features", 0)
 
 
 def reference_of(host: Host, input: Input, max_new_tokens: int = 8) -> Reference:
@@ -101,6 +134,5 @@ def judge(p: Pass, inputs: Sequence[Input], own: Sequence[str | None], answer_to
         ledger = p.ledger[row].copy()
         kv = ledger.kv_bytes_end
         charge_answer(ledger, p.host.shape, cached[row], answer_tokens)
-        cost = ledger.total - feature_cost(p, row)
-        out.append(Verdict(outcome_of(score, len(each.answers)), cost, float(np.mean(layers[row])), kv))
+        out.append(Verdict(outcome_of(score, len(each.answers)), Bill.of(ledger), float(np.mean(layers[row])), kv))
     return out

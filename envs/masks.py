@@ -1,5 +1,13 @@
 """Masks and stops, as environments name them; serving needs them too, so they live with the hosts."""
 
-from foveate.models.masks import ANSWER_TOKENS, STOP_GROUP, Forecaster, Masks
+from foveate.models.masks import (
+    ANSWER_TOKENS,
+    STOP_GROUP,
+    TEXT_GROUPS,
+    FeatureCost,
+    Forecaster,
+    Masks,
+    features_total,
+)
 
-__all__ = ["ANSWER_TOKENS", "STOP_GROUP", "Forecaster", "Masks"]
+__all__ = ["ANSWER_TOKENS", "STOP_GROUP", "TEXT_GROUPS", "FeatureCost", "Forecaster", "Masks", "features_total"]

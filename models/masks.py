@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,12 +15,25 @@ from foveate.plans.portfolio import ActionTable
 STOP_GROUP = {"encoder": "block1", "outside": "encoder", "prefill": "layer1"}
 """Stop -> the token features that are computed there when a decision is due."""
 
+TEXT_GROUPS = ("block1", "encoder")
+"""Token features that need the question's embedding, which is paid for once: group "text" of a feature cost."""
+
 
 ANSWER_TOKENS = 4
 """Length of the answer that costs count, its end token included.
 
 It is the same for every plan, so that none gains by a short answer.
 """
+
+
+def features_total(groups: Collection[str], cost: Mapping[str, float]) -> float:
+    """FLOPs of some groups' features, the question's embedding included once where any of them needs it."""
+    text = cost.get("text", 0.0) if any(group in TEXT_GROUPS for group in groups) else 0.0
+    return sum(cost.get(group, 0.0) for group in groups) + text
+
+
+FeatureCost = Mapping[str, float] | Callable[[int], Mapping[str, float]]
+"""Group -> FLOPs of its features, or a function of the prompt entries that are text."""
 
 
 class Forecaster(Protocol):
@@ -44,7 +57,8 @@ class Masks:
         host: the model.
         table: actions on offer.
         answer_tokens: length of the answer that is counted, its end token included; 0 counts the prompt alone.
-        feature_cost: group -> FLOPs of its features for one input.
+        feature_cost: prompt entries that are text -> FLOPs of each group's features, and of "text"; a
+            mapping where that does not depend on the length, None = free.
     Raises:
         ValueError: nothing that the table offers can run on this host.
     """
@@ -54,10 +68,10 @@ class Masks:
         host: Forecaster,
         table: ActionTable,
         answer_tokens: int = ANSWER_TOKENS,
-        feature_cost: Mapping[str, float] | None = None,
+        feature_cost: FeatureCost | None = None,
     ) -> None:
         self.host, self.table, self.answer_tokens = host, table, answer_tokens
-        self.feature_cost = dict(feature_cost or {})
+        self.feature_cost = feature_cost
         known = [key for key in table.methods[1:] if key in COMPRESSORS]
         self.rules = Rules(
             supports=host.supports,
@@ -65,6 +79,7 @@ class Masks:
             requires_grid={key for key in known if COMPRESSORS[key].requires_grid},
             emits_grid={key for key in known if COMPRESSORS[key].emits_grid},
         )
+        self._feature_costs: dict[int, dict[str, float]] = {}
         self._reasons: dict[Plan, str | None] = {}
         self._prices: dict[int, dict[Plan, float]] = {}
         self._searches: dict[int, dict[Any, Any]] = {}
@@ -107,9 +122,18 @@ class Masks:
         """FLOPs of a complete plan on a question of `n_text` prompt entries, features included."""
         known = self._prices.setdefault(n_text, {})
         if plan not in known:
-            features = sum(self.feature_cost.get(STOP_GROUP.get(stage, ""), 0.0) for stage in self.asked(plan))
-            known[plan] = self.host.forecast(plan, n_text, self.answer_tokens).total + features
+            known[plan] = self.host.forecast(plan, n_text, self.answer_tokens).total + self._features(plan, n_text)
         return known[plan]
+
+    def _features(self, plan: Plan, n_text: int) -> float:
+        """FLOPs of the features of the stops at which a plan had a choice."""
+        if self.feature_cost is None:
+            return 0.0
+        if n_text not in self._feature_costs:
+            cost = self.feature_cost
+            self._feature_costs[n_text] = dict(cost if isinstance(cost, Mapping) else cost(n_text))
+        groups = [STOP_GROUP[stage] for stage in self.asked(plan) if stage in STOP_GROUP]
+        return features_total(groups, self._feature_costs[n_text])
 
     def full(self, n_text: int) -> float:
         """FLOPs of the uncompressed pass, without features: what cost shares are shares of."""

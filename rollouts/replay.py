@@ -130,7 +130,7 @@ class _Job:
             plans=self.plans,
             correct=np.reshape([v.outcome.correct for v in verdicts], shape),
             prob=np.reshape([v.outcome.prob for v in verdicts], shape),
-            cost=np.reshape([v.cost for v in verdicts], shape),
+            cost=np.reshape([v.bill.own for v in verdicts], shape),
             tokens=np.reshape([v.tokens for v in verdicts], shape),
             kv=np.reshape([v.kv for v in verdicts], shape),
             groups=groups,
@@ -138,7 +138,7 @@ class _Job:
             group_cost=costs,
             meta=self.meta,
             label_free=own,
-            reach=[[each.spent for each in row] for row in seen],
+            reach=[[each.bill.own for each in row] for row in seen],
         )
 
 
@@ -155,7 +155,8 @@ def _features(
         column = seen[:, STAGES.index(stop)]
         groups[group] = np.stack([each.features for each in column])
         names[group] = tuple(token_features()[group])
-        costs[group] = float(np.mean([each.feature_flops for each in column]))
+        costs[group] = float(np.mean([each.bill.features for each in column]))
+        costs["text"] = max(costs.get("text", 0.0), float(np.mean([each.bill.feature_text for each in column])))
     return groups, names, costs
 
 

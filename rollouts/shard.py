@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from gymnasium import spaces
 from foveate.controller.observation import Layout
 from foveate.envs.episode import Episode, Terms
 from foveate.envs.inputs import Input, Source
-from foveate.envs.live import Reference, Verdict, feature_flops, token_features
+from foveate.envs.live import Bill, Reference, Verdict, feature_flops, token_features
 from foveate.envs.masks import ANSWER_TOKENS, STOP_GROUP, Masks
 from foveate.envs.quality import check_answers, check_mode, quality_of
 from foveate.plans.plan import Plan
@@ -64,7 +65,7 @@ class Setup:
     def __post_init__(self) -> None:
         if min(self.groups, self.k, self.shards) < 1 or self.groups % self.shards:
             raise ValueError(
-                f"groups = {self.groups}, k = {self.k}, shards = {self.shards}: each at least 1, groups a multiple of shards"
+                f"groups = {self.groups}, k = {self.k}, shards = {self.shards}: each at least 1, groups in equal shards"
             )
 
     @property
@@ -84,13 +85,26 @@ class Setup:
 
 @dataclass
 class Slot:
-    """One environment: its episode, its number, and what the episode has brought so far."""
+    """One environment.
+
+    Attributes:
+        episode: where it stands.
+        number: of the episode.
+        features, text: FLOPs of the features shown so far, and of the question's embedding where they needed it.
+        total: rewards so far.
+        steps: actions so far.
+    """
 
     episode: Episode
     number: int
-    features: float = 0.0
+    features: int = 0
+    text: int = 0
     total: float = 0.0
     steps: int = 0
+
+    def flops(self, bill: Bill) -> float:
+        """FLOPs so far, of a pass that ran without looks before this one; the question's embedding is paid for once."""
+        return float(bill.own + self.features + (0 if bill.text else self.text))
 
 
 class Shard:
@@ -105,7 +119,7 @@ class Shard:
     def __init__(self, setup: Setup, host: Host, index: int) -> None:
         self.setup, self.host, self.index = setup, host, index
         self.layout = Layout.of(token_features())
-        costs = {} if setup.terms.one_shot else feature_flops(host)
+        costs = None if setup.terms.one_shot else partial(feature_flops, host)
         self.masks = Masks(host, ActionTable.from_portfolio(setup.portfolio), setup.answer_tokens, costs)
         self.worker = Worker(host, setup.answer_tokens, setup.batch)
         self.seed, self.b = setup.seed, setup.terms.b
@@ -199,8 +213,8 @@ class Shard:
         episode = slot.episode
         if seen.features is not None:
             episode.groups[STOP_GROUP[episode.stage]] = seen.features
-        slot.features += seen.feature_flops
-        episode.spent, episode.tokens_left = seen.spent + slot.features, seen.tokens_left
+        slot.features, slot.text = slot.features + seen.bill.features, max(slot.text, seen.bill.feature_text)
+        episode.spent, episode.tokens_left = slot.flops(seen.bill), seen.tokens_left
 
     def _own(self, slots: Sequence[Slot]) -> Sequence[Slot]:
         return slots if self.setup.terms.quality == "label_free" else ()
@@ -216,7 +230,7 @@ class Shard:
         episode, terms = slot.episode, self.setup.terms
         sure = self._reference(episode.input).prob if terms.quality == "label_free" else None
         quality = quality_of(verdict.outcome, terms.quality, self.b, sure)
-        episode.spent = verdict.cost + slot.features
+        episode.spent = slot.flops(verdict.bill)
         group = group_id(self._group(env), slot.number, self.setup.groups)
         about = {"group": group, "number": slot.number, "quality": quality, "TimeLimit.truncated": False}
         outcome = {"correct": verdict.outcome.correct, "prob": verdict.outcome.prob}
@@ -259,7 +273,8 @@ class Shard:
         episode.plan, episode.at = Plan.from_dict(state["plan"]), state["at"]
         episode.spent, episode.paid, episode.tokens_left = state["spent"], state["paid"], state["tokens_left"]
         episode.groups = {name: np.array(values, np.float32) for name, values in state["groups"].items()}
-        slot.features, slot.total, slot.steps = state["features"], state["total"], state["steps"]
+        for name in ("features", "text", "total", "steps"):
+            setattr(slot, name, state[name])
         return slot
 
     def reseed(self, seed: int) -> None:
@@ -279,6 +294,7 @@ def _slot_state(slot: Slot) -> dict[str, Any]:
         "tokens_left": episode.tokens_left,
         "groups": {name: values.tolist() for name, values in episode.groups.items()},
         "features": slot.features,
+        "text": slot.text,
         "total": slot.total,
         "steps": slot.steps,
     }

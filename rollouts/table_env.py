@@ -18,7 +18,7 @@ from foveate.controller.observation import (
     check_order,
 )
 from foveate.envs.episode import Terms
-from foveate.envs.masks import STOP_GROUP
+from foveate.envs.masks import STOP_GROUP, TEXT_GROUPS, features_total
 from foveate.envs.quality import check_mode
 from foveate.plans.plan import STAGES, Plan
 from foveate.plans.portfolio import ActionTable, Portfolio
@@ -87,14 +87,14 @@ class TableVecEnv(SharedVecEnv):
             self._offer.append((found[:, 0], found[:, 1], found[:, 2]))
         if not any(len(column) for _, _, column in self._offer):
             raise ValueError("the table holds none of the portfolio's plans")
-        paid, features = 0.0, []  # by stage: FLOPs of the features of all stops up to it at which there is a choice
+        shown, features = [], []  # by stage: FLOPs of the features of all stops up to it at which there is a choice
         for stage, (_, _, column) in zip(STAGES, self._offer, strict=True):
             group = STOP_GROUP.get(stage)
             if len(column) and group in table.group_names and not self.terms.one_shot:
-                paid += table.group_cost.get(group, 0.0)
-            features.append(paid)
+                shown.append(group)
+            features.append(features_total(shown, table.group_cost))
         self._price = [table.cost[:, column] + cost for (_, _, column), cost in zip(self._offer, features, strict=True)]
-        later = table.full + paid
+        later = table.full + features[-1]
         self._later: list[np.ndarray] = []  # by stage: the cheapest plan that does nothing up to and including it
         for price in reversed(self._price):
             self._later.insert(0, later)
@@ -196,7 +196,8 @@ class TableVecEnv(SharedVecEnv):
     def _features(self, envs: np.ndarray) -> np.ndarray:
         """FLOPs of the token features shown so far."""
         cost = np.array([self.table.group_cost.get(group, 0.0) if group in TOKEN_GROUPS else 0.0 for group in GROUPS])
-        return self._shown[envs].astype(np.float64) @ cost
+        text = self._shown[envs][:, [GROUPS.index(group) for group in TEXT_GROUPS]].any(axis=1)
+        return self._shown[envs].astype(np.float64) @ cost + text * self.table.group_cost.get("text", 0.0)
 
     def _settle(self, envs: np.ndarray, m: np.ndarray, r: np.ndarray) -> None:
         """One legal action each; a method ends the episode, since nothing may act behind it."""

@@ -74,7 +74,7 @@ class BatchVecEnv(SharedVecEnv):
         self._every("set_b", [(b,)] * self.setup.shards)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where every environment stands between two steps, as plain data: `load_state_dict` goes on with the same numbers."""
+        """Where every environment stands between two steps, as plain data: `load_state_dict` goes on from it."""
         return {"shards": self._every("state")}
 
     def load_state_dict(self, state: dict[str, Any]) -> Observation:

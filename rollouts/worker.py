@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foveate.envs.inputs import Input
-from foveate.envs.live import Reference, Verdict, feature_cost, judge, look, run_stage
+from foveate.envs.live import Bill, Reference, Verdict, judge, look, run_stage
 from foveate.envs.masks import ANSWER_TOKENS, STOP_GROUP
 from foveate.envs.quality import outcome_of
 from foveate.plans.plan import NONE, STAGES, UNCOMPRESSED, Plan
@@ -46,14 +46,12 @@ class Seen:
 
     Attributes:
         features: (d,) float32 that the stop reveals; None where it reveals nothing.
-        spent: FLOPs so far, features left out.
-        feature_flops: FLOPs of these features.
+        bill: FLOPs so far, with these features.
         tokens_left: share of visual tokens still there.
     """
 
     features: np.ndarray | None
-    spent: int
-    feature_flops: int
+    bill: Bill
     tokens_left: float
 
 
@@ -201,9 +199,8 @@ class _Tree:
         features = look(part, name) if name in STOP_GROUP else [None] * len(rows)
         left = p.counts[STAGES[stage - 1]] if stage else [p.host.n_visual] * len(nodes)
         for number, row in enumerate(rows):
-            paid = feature_cost(part, number)
-            seen = Seen(features[number], part.ledger[number].total - paid, paid, left[row] / p.host.n_visual)
-            self.found[nodes[row], stage] = seen
+            bill, share = Bill.of(part.ledger[number]), left[row] / p.host.n_visual
+            self.found[nodes[row], stage] = Seen(features[number], bill, share)
 
     def _by_length(self, p: Pass, nodes: list[Node]) -> Iterator[list[int]]:
         """Rows with equal numbers of visual tokens, in batches; long ones first."""
