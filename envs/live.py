@@ -10,7 +10,7 @@ import numpy as np
 
 from foveate.compressors.registry import make
 from foveate.envs.inputs import Input
-from foveate.envs.masks import STOP_GROUP, TEXT_GROUPS
+from foveate.envs.masks import STOP_GROUP, feature_flops
 from foveate.envs.quality import Outcome, outcome_of
 from foveate.models.ledger import Ledger, charge_answer
 from foveate.plans.plan import STAGES, Plan
@@ -18,6 +18,18 @@ from foveate.plans.plan import STAGES, Plan
 if TYPE_CHECKING:
     from foveate.models.host import Host
     from foveate.models.passes import Pass
+
+__all__ = [
+    "Bill",
+    "Reference",
+    "Verdict",
+    "feature_flops",
+    "judge",
+    "look",
+    "reference_of",
+    "run_stage",
+    "token_features",
+]
 
 ACTS = dict(zip(STAGES, ("resize", "encode", "thin", "project", "prefill", "choose_decode"), strict=True))
 """Stage -> the method of `Pass` that runs it."""
@@ -87,15 +99,6 @@ def run_stage(p: Pass, stage: str, plans: Sequence[Plan]) -> None:
     each = [methods[choice.method] if yes else None for choice, yes in zip(chosen, acts, strict=True)]
     keep = [choice.keep if yes else 1.0 for choice, yes in zip(chosen, acts, strict=True)]
     getattr(p, ACTS[stage])(each, keep)
-
-
-def feature_flops(host: Host, n_text: int) -> dict[str, float]:
-    """Group -> FLOPs of its features on an uncompressed row, the question's embedding apart as "text"."""
-    from foveate.models import features
-
-    found = dict(features.feature_flops(host, n_text))
-    text = host.text.flops(host.question_tokens(n_text)) if host.text is not None else 0
-    return {name: flops - (text if name in TEXT_GROUPS else 0) for name, flops in found.items()} | {"text": text}
 
 
 def token_features() -> dict[str, tuple[str, ...]]:

@@ -7,7 +7,17 @@ from foveate.models.masks import (
     FeatureCost,
     Forecaster,
     Masks,
+    feature_flops,
     features_total,
 )
 
-__all__ = ["ANSWER_TOKENS", "STOP_GROUP", "TEXT_GROUPS", "FeatureCost", "Forecaster", "Masks", "features_total"]
+__all__ = [
+    "ANSWER_TOKENS",
+    "STOP_GROUP",
+    "TEXT_GROUPS",
+    "FeatureCost",
+    "Forecaster",
+    "Masks",
+    "feature_flops",
+    "features_total",
+]

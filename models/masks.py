@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from foveate.compressors.registry import COMPRESSORS
 from foveate.plans.masks import Rules, cheapest, legal_mask, refusal
 from foveate.plans.plan import STAGES, UNCOMPRESSED, Choice, Plan
 from foveate.plans.portfolio import ActionTable
+
+if TYPE_CHECKING:
+    from foveate.models.llava import LlavaHost
 
 STOP_GROUP = {"encoder": "block1", "outside": "encoder", "prefill": "layer1"}
 """Stop -> the token features that are computed there when a decision is due."""
@@ -30,6 +33,15 @@ def features_total(groups: Collection[str], cost: Mapping[str, float]) -> float:
     """FLOPs of some groups' features, the question's embedding included once where any of them needs it."""
     text = cost.get("text", 0.0) if any(group in TEXT_GROUPS for group in groups) else 0.0
     return sum(cost.get(group, 0.0) for group in groups) + text
+
+
+def feature_flops(host: LlavaHost, n_text: int) -> dict[str, float]:
+    """Group -> FLOPs of its features on an uncompressed row, the question's embedding apart as "text"."""
+    from foveate.models import features  # needs torch, which masks alone do not
+
+    found = dict(features.feature_flops(host, n_text))
+    text = host.text.flops(host.question_tokens(n_text)) if host.text is not None else 0
+    return {name: flops - (text if name in TEXT_GROUPS else 0) for name, flops in found.items()} | {"text": text}
 
 
 FeatureCost = Mapping[str, float] | Callable[[int], Mapping[str, float]]

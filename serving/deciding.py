@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -12,10 +13,10 @@ from foveate.compressors.registry import make
 from foveate.controller.decision import Controller, Decision
 from foveate.controller.features import pixel_features, question_features
 from foveate.controller.observation import Progress
-from foveate.models.features import feature_flops, reveal
+from foveate.models.features import reveal
 from foveate.models.inputs import Row
 from foveate.models.llava import LlavaHost
-from foveate.models.masks import STOP_GROUP, Masks
+from foveate.models.masks import STOP_GROUP, Masks, feature_flops
 from foveate.models.passes import Pass
 from foveate.plans.masks import plan_refusal
 from foveate.plans.plan import NONE, STAGES, UNCOMPRESSED, Choice, Plan
@@ -55,6 +56,7 @@ class Course:
         fallen: why the row is no longer decided on; None = it is.
         redo: what ran does not count: the row is answered anew, uncompressed.
         groups: revealed features.
+        asked: times that the controller was asked.
     """
 
     full: float
@@ -64,6 +66,7 @@ class Course:
     fallen: str | None = None
     redo: bool = False
     groups: dict[str, np.ndarray] = field(default_factory=dict)
+    asked: int = 0
 
     @property
     def reason(self) -> str:
@@ -94,7 +97,7 @@ class Driver:
         self.host, self.controller = host, controller
         artefact = controller.artefact
         table = artefact.table or ActionTable.from_portfolio(Portfolio.from_dict(artefact.portfolio))
-        self.masks = Masks(host, table, feature_cost={} if artefact.table is None else feature_flops(host))
+        self.masks = Masks(host, table, feature_cost=None if artefact.table is None else partial(feature_flops, host))
         self.decision_flops = sum(2 * array.size for array in artefact.network.arrays.values() if array.ndim == 2)
         self._whole = None
         if artefact.table is None:
@@ -123,6 +126,10 @@ class Driver:
         for stage in STAGES:
             used = self._decide(p, stage, courses, dials, used)
             run_stage(p, stage, [course.plan for course in courses])
+        for ledger, course in zip(
+            p.ledger, courses, strict=True
+        ):  # at the end: what a policy sees as spent is without it
+            ledger.add("controller", "decisions", self.decision_flops * course.asked)
         return p, courses, used
 
     def _course(self, row: Row, picture: np.ndarray, dials: Dials, new_tokens: int) -> Course:
@@ -193,13 +200,12 @@ class Driver:
 
     def _reveal(self, p: Pass, group: str, due: Sequence[int], courses: list[Course]) -> None:
         """Shows rows the features of a stop; only those that decide there pay for them."""
-        others = {i: p.ledger[i].copy() for i in range(len(p)) if i not in due}
-        vectors = reveal(p, group)
-        for i in range(len(p)):
-            if i in others:
-                p.ledger[i] = others[i]
+        bills = [ledger.copy() for ledger in p.ledger]
+        for i, vector in enumerate(reveal(p, group)):
+            if i in due:
+                courses[i].groups[group] = vector
             else:
-                courses[i].groups[group] = vectors[i]
+                p.ledger[i] = bills[i]
 
     def _ask(self, p: Pass, i: int, stage: str, course: Course, mask: np.ndarray, dials: Dials) -> None:
         """One row's decision at one stage."""
@@ -207,7 +213,7 @@ class Driver:
         budget = None if course.limit is None else course.limit / course.full
         progress = Progress(p.ledger[i].total / course.full, before / self.host.n_visual, budget)
         decision = self.controller.decide_stop(stage, course.groups, progress, mask, dials.lam)
-        p.ledger[i].add("controller", "decisions", self.decision_flops)
+        course.asked += 1
         if self._whole is not None:
             self._take_plan(course, decision)
             return
