@@ -58,8 +58,15 @@ class TextTower:
         """Unit embeddings (B, P) float32 of questions, read at the end token, and the FLOPs of each."""
         rows = [self.ids(q) for q in questions]
         ids, length = padded(rows, self.projection.device)
-        mask = torch.arange(ids.shape[1], device=ids.device)[None] < length[:, None]
-        hidden = self.model.text_model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        core, mask = self.model.text_model, None
+        if self.model.config._attn_implementation == "eager":  # fused kernels know what causal means
+            s = ids.shape[1]
+            ahead = torch.ones(s, s, dtype=torch.bool, device=ids.device).triu(1)
+            mask = torch.zeros(1, 1, s, s, device=ids.device).masked_fill(ahead, torch.finfo(torch.float32).min)
+        hidden = core.embeddings(input_ids=ids)
+        for layer in core.encoder.layers:  # padded on the right: no real token sees padding
+            hidden = layer(hidden, attention_mask=mask, is_causal=True)
+        hidden = core.final_layer_norm(hidden)
         last = hidden[torch.arange(len(rows), device=ids.device), length - 1]
         return F.normalize(self.model.text_projection(last).float(), dim=-1), [self.flops(len(r)) for r in rows]
 

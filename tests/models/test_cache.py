@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from foveate.compressors.base import KVReducer, KVReduction
 from foveate.compressors.registry import make
@@ -37,8 +37,6 @@ def hidden_from_answers(folder, row, answer):
     lm = model.model.language_model
     ids = [*row.before, *[4] * 16, *row.after]
     whole = torch.tensor([[*ids, *answer]])
-    from transformers import AutoProcessor
-
     processor = AutoProcessor.from_pretrained(folder)
     pixels = processor.image_processor([row.picture], do_resize=False, do_center_crop=False, return_tensors="pt")
     embeds = model.get_input_embeddings()(whole)

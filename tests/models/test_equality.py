@@ -31,9 +31,24 @@ def hf_inputs(processor, images, questions):
     return processor(images=[Image.fromarray(i) for i in images], text=texts, return_tensors="pt", padding=True)
 
 
-def hf_answers(folder, images, questions, limit, **settings):
-    model = AutoModelForImageTextToText.from_pretrained(folder, **settings)
-    inputs = hf_inputs(AutoProcessor.from_pretrained(folder), images, questions)
+@pytest.fixture(scope="module")
+def originals(folders):
+    """The untouched model and processor of some settings, loaded once."""
+    made = {}
+
+    def get(settings):
+        key = str(settings)
+        if key not in made:
+            folder = folders(**settings)
+            made[key] = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+        return made[key]
+
+    return get
+
+
+def hf_answers(original, images, questions, limit):
+    model, processor = original
+    inputs = hf_inputs(processor, images, questions)
     with torch.no_grad():
         out = model.generate(**inputs, do_sample=False, max_new_tokens=limit)
     return [until_end(row[inputs["input_ids"].shape[1] :].tolist()) for row in out], model, inputs
@@ -44,13 +59,12 @@ def until_end(ids):
 
 
 @pytest.mark.parametrize("settings", MODELS, ids=str)
-def test_each_row_alone_generates_what_the_model_generates(folders, tiny, settings):
-    folder = folders(**settings)
-    host = load_host(folder)
+def test_each_row_alone_generates_what_the_model_generates(hosts, originals, tiny, settings):
+    host = hosts(**settings)
     seen = set()
     for seed, question in enumerate(tiny.questions):
         image = tiny.picture(seed)
-        (wanted,), _, _ = hf_answers(folder, [image], [question], 7)
+        (wanted,), _, _ = hf_answers(originals(settings), [image], [question], 7)
         p = host.open([image], [question])
         p.decode(max_new_tokens=7)
         assert p.generated == [wanted]
@@ -59,11 +73,10 @@ def test_each_row_alone_generates_what_the_model_generates(folders, tiny, settin
 
 
 @pytest.mark.parametrize("settings", MODELS[::3], ids=str)
-def test_rows_of_different_lengths_generate_together_what_they_generate_alone(folders, tiny, settings):
-    folder = folders(**settings)
+def test_rows_of_different_lengths_generate_together_what_they_generate_alone(hosts, originals, tiny, settings):
     images = [tiny.picture(s) for s in range(4)]
-    wanted, _, _ = hf_answers(folder, images, tiny.questions, 7)  # padded on the left
-    host = load_host(folder)
+    wanted, _, _ = hf_answers(originals(settings), images, tiny.questions, 7)  # padded on the left
+    host = hosts(**settings)
     p = host.open(images, tiny.questions)
     p.decode(max_new_tokens=7)
     assert p.generated == wanted
@@ -74,32 +87,29 @@ def test_rows_of_different_lengths_generate_together_what_they_generate_alone(fo
 
 
 @pytest.mark.parametrize("settings", MODELS, ids=str)
-def test_logits_behind_the_prompt_are_the_models(folders, tiny, settings):
-    folder = folders(**settings)
-    _, model, inputs = hf_answers(folder, [tiny.picture(5)], [tiny.questions[1]], 1)
-    p = load_host(folder).open([tiny.picture(5)], [tiny.questions[1]])
+def test_logits_behind_the_prompt_are_the_models(hosts, originals, tiny, settings):
+    _, model, inputs = hf_answers(originals(settings), [tiny.picture(5)], [tiny.questions[1]], 1)
+    p = hosts(**settings).open([tiny.picture(5)], [tiny.questions[1]])
     p.prefill()
     with torch.no_grad():
         assert torch.allclose(p.logits[0], model(**inputs).logits[0, -1], atol=1e-5)
 
 
-def test_eager_attention_gives_the_same(folders, tiny):
-    folder = folders(tower="clip")
+def test_eager_attention_gives_the_same(folders, originals, tiny):
     images = [tiny.picture(s) for s in range(4)]
-    wanted, _, _ = hf_answers(folder, images, tiny.questions, 7)
-    host = load_host(folder)
+    wanted, _, _ = hf_answers(originals({"tower": "clip"}), images, tiny.questions, 7)
+    host = load_host(folders(tower="clip"))
     host.model.set_attn_implementation("eager")
     p = host.open(images, tiny.questions)
     p.decode(max_new_tokens=7)
     assert p.generated == wanted
 
 
-def test_pictures_of_any_size_are_framed_as_the_processor_does(folders, tiny):
-    folder = folders(tower="clip")
+def test_pictures_of_any_size_are_framed_as_the_processor_does(hosts, originals, tiny):
     image = tiny.picture(1, height=57, width=90)
-    p = load_host(folder).open([image], ["left ?"])
+    p = hosts(tower="clip").open([image], ["left ?"])
     p.prefill()
-    _, model, inputs = hf_answers(folder, [image], ["left ?"], 1)
+    _, model, inputs = hf_answers(originals({"tower": "clip"}), [image], ["left ?"], 1)
     assert np.allclose(
         p.host.pixels([p.rows[0].picture], p.host.grid).numpy(), inputs["pixel_values"].numpy(), atol=1e-6
     )
@@ -107,13 +117,12 @@ def test_pictures_of_any_size_are_framed_as_the_processor_does(folders, tiny):
         assert torch.allclose(p.logits[0], model(**inputs).logits[0, -1], atol=1e-5)
 
 
-def test_blind_rows_are_the_model_without_a_picture(folders, tiny):
-    folder = folders(tower="clip")
-    host = load_host(folder)
+def test_blind_rows_are_the_model_without_a_picture(hosts, originals, tiny):
+    host = hosts(tower="clip")
     p = host.open([tiny.picture(0), tiny.picture(1)], tiny.questions[:2])
     p.blind([1])
     p.prefill()
-    model = AutoModelForImageTextToText.from_pretrained(folder)
+    model, _ = originals({"tower": "clip"})
     row = p.rows[1]
     with torch.no_grad():
         wanted = model(input_ids=torch.tensor([[*row.before, *row.after]])).logits[0, -1]
@@ -121,10 +130,9 @@ def test_blind_rows_are_the_model_without_a_picture(folders, tiny):
     assert p.counts["prefill"] == [16, 0]
 
 
-def test_scores_are_the_log_probabilities_of_the_answers(folders, tiny):
-    folder = folders(tower="clip")
-    _, model, inputs = hf_answers(folder, [tiny.picture(2)], [tiny.questions[0]], 1)
-    host = load_host(folder)
+def test_scores_are_the_log_probabilities_of_the_answers(hosts, originals, tiny):
+    _, model, inputs = hf_answers(originals({"tower": "clip"}), [tiny.picture(2)], [tiny.questions[0]], 1)
+    host = hosts(tower="clip")
     p = host.open([tiny.picture(2), tiny.picture(3)], tiny.questions[:2])
     found = p.score([["red", "green thing two"], ["one"]])
     prompt = inputs["input_ids"]

@@ -12,8 +12,6 @@ from transformers import AutoProcessor
 from foveate.models import load_host
 from foveate.models.errors import BadInput, UnsupportedModel
 
-pytestmark = pytest.mark.fast
-
 
 @pytest.fixture
 def copy(folders, tmp_path):

@@ -1,10 +1,13 @@
 """Passes as wholes: plans for rows, forks, further questions, and stops."""
 
+import numpy as np
 import pytest
 import torch
 
 from foveate.compressors.registry import make
+from foveate.models import load_host
 from foveate.models.errors import BadInput, WrongStop
+from foveate.models.features import reveal
 from foveate.plans.plan import BLIND, UNCOMPRESSED, Plan
 
 pytestmark = pytest.mark.fast
@@ -128,3 +131,14 @@ def test_the_model_itself_is_left_as_it_was(folders, host, tiny):
     after = host.model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in host.model.modules()) == hooks
+
+
+def test_bfloat16_runs_every_plan(folders, tiny):
+    host = load_host(folders(text_tower=True), dtype="bfloat16")
+    images = [tiny.picture(s) for s in range(6)]
+    p = host.open(images, [tiny.questions[s % 4] for s in range(6)])
+    assert all(np.isfinite(row).all() for row in reveal(p.fork(range(6)), "encoder"))
+    p.run(PLANS)
+    assert p.logits.isfinite().all()
+    assert p.tokens[0].x.dtype == torch.bfloat16
+    assert all(score.logprob[0] < 0 for score in p.score([["red"]] * 6))

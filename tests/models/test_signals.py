@@ -187,3 +187,13 @@ def test_signals_are_charged_to_the_row_and_stage_that_asked(host, tiny):
     wanted = 2 * 17 * 24 * 24 + 2 * 24 * 24 + 2 * 17 * 24  # keys of all, query of CLS, one row of products
     assert [f for s, w, f, _ in p.ledger[0].entries if (s, w) == ("outside", "signals")] == [wanted]
     assert p.ledger[1].by_stage().get("outside", 0) == 0
+
+
+def test_questions_are_embedded_alike_alone_and_together(host, tiny):
+    together, flops = host.text.embed(tiny.questions)
+    for row, question in enumerate(tiny.questions):
+        ids = torch.tensor([host.text.ids(question)])
+        with torch.no_grad():
+            wanted = torch.nn.functional.normalize(host.text.model(input_ids=ids).text_embeds[0], dim=-1)
+        assert torch.allclose(together[row], wanted, atol=1e-5)
+        assert flops[row] == host.text.flops(ids.shape[1])
