@@ -105,8 +105,8 @@ class CompressionEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     ) -> None:
         self.terms = Terms(tuple(lam), tuple(budget), budget_share, quality, b, one_shot)
         self.host = _opened(host)
-        portfolio = portfolio if isinstance(portfolio, Portfolio) else Portfolio.from_yaml(portfolio)
-        self.table = ActionTable.from_portfolio(portfolio)
+        self.portfolio = portfolio if isinstance(portfolio, Portfolio) else Portfolio.from_yaml(portfolio)
+        self.table = ActionTable.from_portfolio(self.portfolio)
         self.layout = Layout.of(token_features())
         costs = None if one_shot else partial(feature_flops, self.host)
         self.masks = Masks(self.host, self.table, answer_tokens, costs)
