@@ -82,7 +82,7 @@ class TestPlans:
             assert record.ledger.tokens["outside"] == 4 and record.layers == (4,) * host.decoder_depth
 
     def test_a_row_never_depends_on_its_batch_mates(self, host, make_artefact, batch):
-        for seed in range(6):
+        for seed in range(4):
             gate = Gate(host, None, make_artefact(seed=seed))
             together = gate.answer(*batch, 4)
             records = gate.last
@@ -119,8 +119,8 @@ class TestPlans:
 class TestHardLimit:
     def test_no_decided_row_exceeds_it_whatever_the_controller_wants(self, host, make_artefact, batch):
         full = host.forecast(UNCOMPRESSED, 20, 5).total
-        for seed in range(4):
-            for share in (0.5, 0.7, 0.9, 1.3):
+        for seed in range(2):
+            for share in (0.5, 0.7, 1.3):
                 gate = Gate(host, None, make_artefact(seed=seed), max_flops=share * full)
                 gate.answer(*batch, 5)
                 for record in gate.last:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -38,7 +35,7 @@ def through_env(host, made, image, question, budget):
 
 
 @pytest.mark.parametrize("budget", [None, 0.7])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_gate_and_environment_show_a_controller_the_same(host, make_artefact, batch, seed, budget):
     made = make_artefact(seed=seed)
     for image, question in zip(*batch, strict=True):
@@ -54,14 +51,3 @@ def test_gate_and_environment_show_a_controller_the_same(host, make_artefact, ba
         for mine, theirs in zip(controller.seen, expected, strict=True):
             assert np.array_equal(mine["mask"].astype(bool), theirs["mask"].astype(bool))
             assert np.allclose(mine["features"], theirs["vector"], rtol=0, atol=2e-3 if budget else 0)
-
-
-def test_the_gate_loads_no_training_library():
-    code = (
-        "import sys\n"
-        "for name in ('gymnasium', 'stable_baselines3', 'ray', 'tensorboard'): sys.modules[name] = None\n"
-        "import foveate.serving.gate, foveate.serving.images, foveate.serving.picture\n"
-        "print('loaded')"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == "loaded", done.stderr
