@@ -1,13 +1,13 @@
 """The recipe of the reference model: learn to see, learn to answer with half the decoder, grow it, learn to answer
 with all of it.
 
-    python -m foveate.models.reference.train --out runs/reference              # resumable: run it again to go on
-    python -m foveate.models.reference.train --out runs/reference --export     # write the package's weights from the
-    checkpoint
+    python -m foveate.models.reference.train --out runs/reference             # resumable: run it again to go on
+    python -m foveate.models.reference.train --out runs/reference --export    # checkpoint -> the package's weights
+    python -m foveate.models.reference.train --out runs/more --start package  # go on from the package's weights
 
 Stages: `see` trains the ViT alone (patch labels and captions); `small` trains the whole model with every second
 decoder layer; `full` starts from the grown model, which computes the same at first. Learning rates rise over 100
-steps, stay, and fall to a twentieth over the last fifth of the last stage. On a GPU, give more steps and `--batch
+steps, stay, and fall to a twentieth over the last fifth of an answering stage. On a GPU, give more steps and `--batch
 256`; `--device auto` picks it.
 """
 
@@ -23,7 +23,6 @@ from pathlib import Path
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import save_file
 
 from foveate.models.reference import WEIGHTS
 from foveate.models.reference.architecture import DECODER_LAYERS, build, build_text_tower, grow
@@ -31,8 +30,10 @@ from foveate.models.reference.batches import Batch, batches
 from foveate.models.reference.evaluate import accuracy, usable_regimes
 from foveate.models.reference.muon import Muon
 from foveate.models.reference.objectives import Learner
-from foveate.models.reference.processor import build_processor, build_tokenizer
+from foveate.models.reference.processor import build_tokenizer
+from foveate.models.reference.shipping import export, restore
 
+LOG = WEIGHTS.parent / "training.jsonl"
 STAGES = ("see", "small", "full")
 LAYERS = {"see": DECODER_LAYERS // 2, "small": DECODER_LAYERS // 2, "full": DECODER_LAYERS}
 WEIGHT = {"answer": 1.0, "dense": 0.2, "contrast": 0.1}  # while answering; `see` takes dense and contrast at 1 and 0.2
@@ -45,7 +46,7 @@ HARD = {
 @dataclass
 class Settings:
     """One run. Steps are per stage; `batch` pictures a step; rates are peaks (Muon for matrices of layers, AdamW for
-    the rest)."""
+    the rest). `start`: "scratch", or "package" to go on from the package's weights where `out` holds no checkpoint."""
 
     out: Path
     see: int = 1200
@@ -60,6 +61,7 @@ class Settings:
     workers: int = 1
     save_every: int = 200
     check_every: int = 400
+    start: str = "scratch"
 
 
 def learner(stage: str, device: str) -> Learner:
@@ -80,10 +82,10 @@ def optimisers(module: Learner, settings: Settings) -> list[torch.optim.Optimize
     ]
 
 
-def rate(step: int, steps: int, warm: int = 100, fall: float = 0.2) -> float:
-    """Factor on the learning rates: up, flat, down to a twentieth over the last `fall` of the stage."""
-    if step < warm:
-        return (step + 1) / warm
+def rate(step: int, steps: int, start: int = 0, warm: int = 100, fall: float = 0.2) -> float:
+    """Factor on the learning rates: up from `start`, flat, down to a twentieth over the last `fall` of the stage."""
+    if step - start < warm:
+        return (step - start + 1) / warm
     falling = fall * steps
     return max(0.05, min(1.0, (steps - step) / falling)) if falling else 1.0
 
@@ -95,13 +97,21 @@ class Run:
         self.settings = settings
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if settings.device == "auto" else settings.device
         self.path = settings.out / "checkpoint.pt"
-        self.stage, self.step, self.seconds = STAGES[0], 0, 0.0
+        self.log_path = settings.out / "log.jsonl"
+        self.stage, self.step, self.seconds, self.warm_from = STAGES[0], 0, 0.0, 0
         torch.manual_seed(settings.seed)
         settings.out.mkdir(parents=True, exist_ok=True)
         saved = torch.load(self.path, map_location=self.device, weights_only=True) if self.path.exists() else None
         if saved:
             self.stage, self.step, self.seconds = saved["stage"], saved["step"], saved["seconds"]
-        self.module = learner(self.stage, self.device)
+        if not saved and settings.start == "package":
+            self.module, about = restore(WEIGHTS, LAYERS)
+            self.module.to(self.device)
+            self.stage, self.step, self.seconds = about["stage"], about["step"], about["seconds"]
+            self.warm_from = self.step  # no optimiser state came along
+            self.log_path.write_text(LOG.read_text())
+        else:
+            self.module = learner(self.stage, self.device)
         self.optimisers = optimisers(self.module, settings)
         if saved:
             self.module.load_state_dict(saved["weights"])
@@ -130,7 +140,7 @@ class Run:
         deeper = STAGES[STAGES.index(self.stage) + 1]
         if LAYERS[deeper] != LAYERS[self.stage]:
             self.module.model = grow(self.module.model, build_tokenizer()).to(self.device)
-        self.stage, self.step = deeper, 0
+        self.stage, self.step, self.warm_from = deeper, 0, 0
         self.optimisers = optimisers(self.module, self.settings)
         self.save()
         return True
@@ -157,7 +167,8 @@ class Run:
             mean: dict[str, float] = {}
             for batch in loader:
                 began = time.perf_counter()
-                losses = self.update(batch, rate(self.step, steps, fall=0.0 if self.stage == "see" else 0.2))
+                factor = rate(self.step, steps, self.warm_from, fall=0.0 if self.stage == "see" else 0.2)
+                losses = self.update(batch, factor)
                 self.step += 1
                 self.seconds += time.perf_counter() - began
                 mean = {k: 0.95 * mean.get(k, v) + 0.05 * v for k, v in losses.items()}
@@ -194,20 +205,8 @@ class Run:
     def log(self, **values: object) -> None:
         """One JSON line in `log.jsonl`."""
         line = {"stage": self.stage, "step": self.step, "hours": round(self.seconds / 3600, 3), **values}
-        with (self.settings.out / "log.jsonl").open("a") as file:
+        with self.log_path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-
-
-def export(module: Learner, folder: Path) -> None:
-    """Writes model, processor and text tower as bfloat16 safetensors that `from_pretrained` loads."""
-    module.model.to(torch.bfloat16).save_pretrained(folder)
-    build_processor().save_pretrained(folder)
-    tower = folder / "text_tower"
-    module.tower.to(torch.bfloat16).save_pretrained(tower)
-    save_file(
-        {"weight": module.visual_projection.weight.detach().to(torch.bfloat16).contiguous()},
-        tower / "visual_projection.safetensors",
-    )
 
 
 def parse(argv: list[str] | None) -> tuple[Settings, bool]:
@@ -231,7 +230,9 @@ def main(argv: list[str] | None = None) -> None:
     if only_export:
         if not run.path.exists():
             raise SystemExit(f"train: no checkpoint at {run.path}")
-        export(run.module, WEIGHTS)
+        about = {"stage": run.stage, "step": run.step, "seconds": round(run.seconds), "seed": settings.seed}
+        export(run.module, WEIGHTS, about)
+        LOG.write_text(run.log_path.read_text())
         print(f"{WEIGHTS}: stage {run.stage}, step {run.step}, {run.seconds / 3600:.2f} hours of training")
         return
     while True:

@@ -189,3 +189,26 @@ def test_dense_labels_follow_the_patches(tokenizer):
     cells = np.argwhere(sample.dense[..., 0] > 0)
     row, column = cells[0]
     assert labels[(row // 2) * 12 + column // 2, (row % 2) * 2 + column % 2, 0] == sample.dense[row, column, 0]
+
+
+class TestShipping:
+    def test_what_was_exported_says_the_same_and_trains_on(self, tmp_path, tokenizer):
+        from foveate.models.reference.shipping import export, restore
+
+        run = Run(Settings(out=tmp_path / "run", see=0, small=1, full=0, batch=2, workers=0, device="cpu"))
+        run.module.to(torch.bfloat16).float()  # the folder holds bfloat16
+        run.stage = "small"
+        export(run.module, tmp_path / "weights", {"stage": "small", "step": 7, "seconds": 1})
+        again, about = restore(tmp_path / "weights", LAYERS)
+        assert about["step"] == 7
+        for name, value in run.module.state_dict().items():
+            torch.testing.assert_close(again.state_dict()[name], value, msg=name)
+
+    def test_an_empty_folder_is_named(self, tmp_path):
+        from foveate.models.reference.shipping import restore
+
+        with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+            restore(tmp_path, LAYERS)
+
+    def test_a_start_without_optimiser_state_warms_up_again(self):
+        assert rate(500, 1000, start=500) == pytest.approx(0.01)
