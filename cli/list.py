@@ -6,7 +6,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from foveate.cli.text import columns, waiting
+from foveate.cli.reading import open_model
+from foveate.cli.text import columns
 
 if TYPE_CHECKING:
     from foveate.models.host import Host
@@ -27,10 +28,7 @@ def main(args: argparse.Namespace) -> int:
     """Prints the list."""
     host = None
     if args.host is not None:
-        from foveate.models import load_host
-
-        with waiting(f"loading {args.host}"):
-            host = load_host(args.host)
+        host = open_model(args.host)
     entries = methods(host)
     print(json.dumps(entries, indent=2) if args.json else table(entries))
     return 0

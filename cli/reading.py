@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,6 +89,8 @@ def open_model(model: str, dtype: str = "float32", device: str = "cpu") -> Host:
     """A model, loaded behind a spinner. Raises: UnsupportedModel."""
     from foveate.cli.text import waiting
 
+    if model == "reference" or Path(model).exists():  # nothing to download: the spinner says enough
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when transformers is first imported
     with waiting(f"loading {model}"):
         from foveate.models import load_host
 

@@ -42,6 +42,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints the answer and what it cost."""
+    from foveate.controller.artefact import load
     from foveate.serving.images import open_picture
 
     if not args.question.strip():
@@ -53,6 +54,8 @@ def main(args: argparse.Namespace) -> int:
     image = open_picture(args.image)
     plan = None if args.plan is None else read_plan(args.plan)
     controller = None if plan is not None else controller_path(args.controller, args.model)
+    if controller is not None:
+        load(controller)  # a damaged file is told before the model is loaded
     host = open_model(args.model, args.dtype, args.device)
     if plan is not None:
         answer, record = by_plan(host, plan, image, args.question, args.max_new_tokens)

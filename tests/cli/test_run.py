@@ -1,0 +1,132 @@
+"""`foveate run`: the answer, its plan and its cost; and every kind of bad input as one line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from foveate.controller import save
+from foveate.plans.plan import Plan
+
+ZIP = Plan.of(outside=("visionzip", 0.25))
+
+
+@pytest.fixture
+def asked(folder, photo):
+    """Arguments of a call that is right so far."""
+    return ["--image", photo, "--question", "what is this ?", "--model", folder, "--max-new-tokens", 4]
+
+
+class TestAnswers:
+    def test_a_controller_answers_with_its_plan_and_the_ledger(self, call, asked, controller, host, photo):
+        found = json.loads(call("run", *asked, "--controller", controller, "--budget", 0.4, "--json").out)
+        p = host.open([np.asarray(Image.open(photo).convert("RGB"))], ["what is this ?"]).run(ZIP)
+        assert [found["answer"]] == p.decode(max_new_tokens=4)
+        assert (found["label"], found["reason"], found["plan"]) == (ZIP.label(), "policy", ZIP.to_dict())
+        assert found["tokens"] == {"input": 16, "encoder": 16, "outside": 4, "projector": 4, "prefill": 4, "decode": 4}
+        stages = found["flops"]["by_stage"]
+        assert {stage: stages[stage] for stage in p.ledger[0].by_stage()} == p.ledger[0].by_stage()
+        decided = stages["features"] + stages["controller"]
+        assert found["flops"]["total"] == p.ledger[0].total + decided == sum(stages.values())
+        assert found["decision_share"] == decided / found["flops"]["uncompressed"]
+        assert found["share"] == found["flops"]["total"] / found["flops"]["uncompressed"]
+
+    def test_a_plan_needs_no_controller(self, call, asked):
+        whole = json.loads(call("run", *asked, "--plan", "none", "--json").out)
+        assert (whole["share"], whole["decision_share"], whole["label"]) == (1.0, 0.0, "none")
+        less = json.loads(call("run", *asked, "--plan", "outside:visionzip@0.25 + prefill:fastv@0.5", "--json").out)
+        assert less["tokens"]["outside"] == 4 and less["tokens"]["prefill"] == 2 and less["share"] < 1
+        assert json.loads(call("run", *asked, "--plan", "blind", "--json").out)["tokens"]["decode"] == 0
+
+    def test_the_text_says_answer_plan_tokens_and_flops(self, call, asked, controller):
+        got = call("run", *asked, "--controller", controller)
+        lines = got.out.splitlines()
+        assert got.status == 0 and [line.split()[0] for line in lines[:5]] == [
+            "answer",
+            "plan",
+            "cost",
+            "decisions",
+            "tokens",
+        ]
+        assert "outside:visionzip@0.25  (by policy)" in lines[1]
+        row = next(line.split() for line in lines if line.startswith("outside"))
+        assert row[1:3] == ["visionzip@0.25", "4"]
+
+    def test_the_kept_tokens_are_drawn(self, call, asked, controller, tmp_path):
+        got = call("run", *asked, "--controller", controller, "--picture", tmp_path / "kept.png")
+        assert got.status == 0 and str(tmp_path / "kept.png") in got.out
+        pixels = np.asarray(Image.open(tmp_path / "kept.png"))
+        assert (pixels == (255, 170, 0)).all(-1).any() and pixels.shape[0] == pixels.shape[1] >= 512
+
+    def test_a_hard_limit_is_kept(self, call, asked, controller):
+        full = json.loads(call("run", *asked, "--plan", "none", "--json").out)["flops"]["total"]
+        limited = call("run", *asked, "--controller", controller, "--max-flops", 0.8 * full, "--json")
+        assert json.loads(limited.out)["flops"]["total"] <= 0.8 * full
+
+
+class TestBadInput:
+    def test_a_corrupt_image(self, call, asked, tmp_path):
+        (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(200))
+        asked[1] = tmp_path / "bad.png"
+        assert call("run", *asked, "--plan", "none").refused("run", "bad.png")
+
+    def test_a_missing_image(self, call, asked, tmp_path):
+        asked[1] = tmp_path / "gone.png"
+        assert call("run", *asked, "--plan", "none").refused("run", "gone.png", "no such file")
+
+    @pytest.mark.parametrize("question", ["", "  \n "])
+    def test_an_empty_question(self, call, asked, question):
+        asked[3] = question
+        assert call("run", *asked, "--plan", "none").refused("run", "question", "empty")
+
+    def test_a_question_with_the_image_token(self, call, asked):
+        asked[3] = "what is <image> ?"
+        assert call("run", *asked, "--plan", "none").refused("run", "question 0", "<image>")
+
+    @pytest.mark.parametrize(
+        ("plan", "words"),
+        [
+            ("outside:visonzip@0.5", ["visonzip", "near: visionzip"]),
+            ("outside:visionzip@1.5", ["1.5", "(0, 1]"]),
+            ("outside:visionzip@-1", ["-1", "(0, 1]"]),
+            ("projector:average_pool@0.5 + outside:random@0.5", ["average_pool", "grid"]),
+        ],
+    )
+    def test_an_unknown_method_and_an_impossible_ratio(self, call, asked, plan, words):
+        assert call("run", *asked, "--plan", plan).refused("run", *words)
+
+    def test_a_controller_for_another_model(self, call, asked, make_artefact, tmp_path):
+        save(tmp_path / "other.fov", make_artefact(ZIP, fingerprint="cd" * 32, host="another"))
+        got = call("run", *asked, "--controller", tmp_path / "other.fov")
+        assert got.refused("run", "other.fov", "made for host 'another'")
+
+    @pytest.mark.parametrize(
+        ("change", "word"), [("cut", "truncated"), ("flip", "altered"), ("junk", "not a controller")]
+    )
+    def test_a_truncated_or_altered_controller(self, call, asked, controller, tmp_path, change, word):
+        data = bytearray(controller.read_bytes())
+        if change == "flip":
+            data[len(data) // 2] ^= 1
+        broken = {"cut": data[:-50], "flip": data, "junk": b"hello"}[change]
+        (tmp_path / "broken.fov").write_bytes(broken)
+        assert call("run", *asked, "--controller", tmp_path / "broken.fov").refused("run", "broken.fov", word)
+
+    def test_a_missing_controller_and_none_at_all(self, call, asked, tmp_path):
+        got = call("run", *asked, "--controller", tmp_path / "gone.fov")
+        assert got.refused("run", "gone.fov")
+        assert call("run", *asked).refused("run", "no controller", "--controller FILE")
+
+    def test_a_budget_below_everything(self, call, asked, controller):
+        got = call("run", *asked, "--controller", controller, "--budget", 0.01)
+        assert got.refused("run", "0.01 is below the lowest calibrated mean cost 0.2")
+
+    def test_a_model_that_is_not_there(self, call, asked, tmp_path):
+        asked[5] = tmp_path / "nothing"
+        assert call("run", *asked, "--plan", "none").refused("run", "nothing")
+
+    def test_a_picture_that_cannot_be_written(self, call, asked, tmp_path):
+        got = call("run", *asked, "--plan", "none", "--picture", tmp_path / "kept.xyz")
+        assert (got.status, got.err.count("\n")) == (2, 1) and "kept.xyz" in got.err
