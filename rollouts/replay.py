@@ -168,9 +168,9 @@ def _filled(
         for path, inputs in jobs:
             yield path, job.run(host, inputs)
         return
-    from foveate.rollouts.ray_pool import map_on_hosts  # ray is slow to import
+    from foveate.rollouts.ray_pool import RaySettings, map_on_hosts  # ray is slow to import
 
-    yield from map_on_hosts(host, job.run, jobs, workers)
+    yield from map_on_hosts(host, job.run, jobs, RaySettings(workers))
 
 
 def _opened(host: Host | str | Path) -> Host:

@@ -143,7 +143,7 @@ class Shard:
             ValueError: an action that is not legal; the message names environment, stage and reason, and nothing has
                 changed.
         """
-        self._check(actions)
+        self.check(actions)
         for slot, action in zip(self.slots, actions, strict=True):
             slot.episode.act(action)
         over = [env for env, slot in enumerate(self.slots) if slot.episode.done]
@@ -190,7 +190,8 @@ class Shard:
             _remember(self._drawn, key, (input, n_text, lam, budget))
         return self._drawn[key]
 
-    def _check(self, actions: Sequence[Any]) -> None:
+    def check(self, actions: Sequence[Any]) -> None:
+        """Raises: ValueError where an action is not legal, see `step`."""
         for env, (slot, action) in enumerate(zip(self.slots, actions, strict=True)):
             try:
                 slot.episode.choice(action)

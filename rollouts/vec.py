@@ -50,7 +50,23 @@ class BatchVecEnv(SharedVecEnv):
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = [{} for _ in range(self.num_envs)]
-        return _joined(self._every("reset", [(seed is not None,)] * self.setup.shards))
+        return self._shown(self._every("reset", [(seed is not None,)] * self.setup.shards))
+
+    def _shown(self, parts: Sequence[Observation]) -> Observation:
+        """Observations of the shards, one after the other; their masks are kept, to check the next actions."""
+        found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        self._masks = found["mask"].copy()
+        return found
+
+    def _check(self, actions: np.ndarray) -> None:
+        """Refuses illegal actions before any shard has acted. Raises: ValueError."""
+        if actions.shape != (self.num_envs, 2):
+            raise ValueError(f"actions: need whole numbers ({self.num_envs}, 2), got shape {actions.shape}")
+        inside = (actions == np.floor(actions)) & (actions >= 0) & (actions < self._masks.shape[1:])
+        m, r = np.where(inside.all(axis=1, keepdims=True), actions, 0).astype(np.intp).T
+        legal = inside.all(axis=1) & (self._masks[np.arange(self.num_envs), m, r] == 1)
+        if not legal.all():
+            self._every("check", [(each,) for each in np.split(actions, self.setup.shards)])  # says which and why
 
     def step_async(self, actions: np.ndarray) -> None:
         """Takes one action (m, r) for each environment."""
@@ -58,16 +74,11 @@ class BatchVecEnv(SharedVecEnv):
 
     def step_wait(self) -> Step:
         """The step. Raises: ValueError on an action that is not legal."""
-        if self._actions.shape != (self.num_envs, 2):
-            raise ValueError(f"actions: need whole numbers ({self.num_envs}, 2), got shape {self._actions.shape}")
+        self._check(self._actions)
         parts = self._every("step", [(each,) for each in np.split(self._actions, self.setup.shards)])
         observations, rewards, dones, infos = zip(*parts, strict=True)
-        return (
-            _joined(observations),
-            np.concatenate(rewards),
-            np.concatenate(dones),
-            [i for part in infos for i in part],
-        )
+        told = [info for part in infos for info in part]
+        return self._shown(observations), np.concatenate(rewards), np.concatenate(dones), told
 
     def set_b(self, b: float) -> None:
         """The share of the graded part from the next verdict on. Raises: ValueError outside [0, 1]."""
@@ -81,9 +92,4 @@ class BatchVecEnv(SharedVecEnv):
         """Goes on from a state; gives the observations that are due. Raises: ValueError where the sizes differ."""
         if len(state["shards"]) != self.setup.shards:
             raise ValueError(f"state of {len(state['shards'])} shards, this one has {self.setup.shards}")
-        return _joined(self._every("restore", [(each,) for each in state["shards"]]))
-
-
-def _joined(parts: Sequence[Observation]) -> Observation:
-    """Observations of the shards, one after the other."""
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return self._shown(self._every("restore", [(each,) for each in state["shards"]]))

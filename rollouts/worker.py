@@ -175,8 +175,8 @@ class _Tree:
         """Answers what stops at a stage and runs it for the rest; the pass is forked where plans part."""
         self._stop(p, nodes, stage)
         ways = self._ways(nodes, stage)
-        p = _forked(p, list(ways.values()))
         if ways:
+            p = _forked(p, list(ways.values()))
             run_stage(p, STAGES[stage], [self.plans[prefix] for _, prefix in ways])
         return p, list(ways)
 

@@ -1,5 +1,8 @@
 """Toy tables whose every number is known."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -69,3 +72,16 @@ def make_toy(n: int = 8, seed: int = 0) -> Table:
 @pytest.fixture
 def toy() -> Table:
     return make_toy()
+
+
+def _live():
+    """The fixtures of the live environment's tests."""
+    path = Path(__file__).resolve().parents[1] / "envs" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("live_fixtures", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+live = _live()
+host, inputs, portfolio = live.host, live.inputs, live.portfolio
