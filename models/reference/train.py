@@ -7,8 +7,8 @@ with all of it.
 
 Stages: `see` trains the ViT alone (patch labels and captions); `small` trains the whole model with every second
 decoder layer; `full` starts from the grown model, which computes the same at first. Learning rates rise over 100
-steps, stay, and fall to a twentieth over the last fifth of an answering stage. On a GPU, give more steps and `--batch
-256`; `--device auto` picks it.
+steps, stay, and fall to a twentieth over the last two fifths of an answering stage. On a GPU, give more steps and
+`--batch 256`; `--device auto` picks it.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def optimisers(module: Learner, settings: Settings) -> list[torch.optim.Optimize
     ]
 
 
-def rate(step: int, steps: int, start: int = 0, warm: int = 100, fall: float = 0.2) -> float:
+def rate(step: int, steps: int, start: int = 0, warm: int = 100, fall: float = 0.4) -> float:
     """Factor on the learning rates: up from `start`, flat, down to a twentieth over the last `fall` of the stage."""
     if step - start < warm:
         return (step - start + 1) / warm
@@ -167,7 +167,7 @@ class Run:
             mean: dict[str, float] = {}
             for batch in loader:
                 began = time.perf_counter()
-                factor = rate(self.step, steps, self.warm_from, fall=0.0 if self.stage == "see" else 0.2)
+                factor = rate(self.step, steps, self.warm_from, fall=0.0 if self.stage == "see" else 0.4)
                 losses = self.update(batch, factor)
                 self.step += 1
                 self.seconds += time.perf_counter() - began
