@@ -89,7 +89,7 @@ class Board:
         return self._fronts[1]
 
     def _methods(self, chosen: Mapping[str, Mapping[str, float]], table: Table) -> dict[str, float]:
-        """Shares over all inputs and by regime. A method that was chosen once is written ever after, at 0 if need be."""
+        """Shares over all inputs and by regime. What was chosen once is written ever after, at 0 if need be."""
         self._known_methods |= {name for row in chosen.values() for name in row}
         weight = {regime: float(np.mean(table.regimes == regime)) for regime in chosen}
         out = {}

@@ -101,7 +101,7 @@ def area(upper: Line, lower: Line, low: float, high: float = 1.0) -> float:
 
 
 def reach_down(policy: Line, hull: Line) -> Line:
-    """A line continued below its cheapest point by mixing it with the cheapest fixed plan, as the hull's plans may be."""
+    """A line continued below its cheapest point by mixing with the cheapest fixed plan, as the hull's plans may be."""
     if policy.cost[0] <= hull.cost[0]:
         return policy
     costs, accuracies = np.append(hull.cost[:1], policy.cost), np.append(hull.accuracy[:1], policy.accuracy)

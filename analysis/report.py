@@ -14,7 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from foveate.analysis.bootstrap import Gain, gain_over_hull, gain_over_line
-from foveate.analysis.curves import Fronts, area_above_hull, flops_saved, gap_closed, gap_closed_at, line_lambdas, reach_down
+from foveate.analysis.curves import (
+    Fronts,
+    area_above_hull,
+    flops_saved,
+    gap_closed,
+    gap_closed_at,
+    line_lambdas,
+    reach_down,
+)
 from foveate.analysis.figures import choice_map, cost_against_lambda, pareto, save
 from foveate.analysis.permutation import Permuted, permute
 from foveate.controller.dial import Calibration, lambda_for
@@ -41,7 +49,7 @@ class AtBudget:
         permuted: the permutation test.
         saved: FLOPs saved against the hull at equal accuracy.
         closed: share of the gap between hull and naive oracle, at this cost.
-        rivals: name -> accuracy of that rival's line at this cost, mixed with the cheapest fixed plan below its own reach.
+        rivals: name -> accuracy of that rival's line at this cost; below its reach, mixed with the cheapest fixed plan.
     """
 
     budget: float
@@ -96,7 +104,8 @@ class Report:
             calibration: its (lambda, mean cost share), from held-out inputs that are not the test's.
             rivals: further choosers; hull, regime line and oracle are always there.
             budgets: mean cost shares; one below the calibrated range is read at its cheapest end.
-            resamples, seed: of the bootstrap.
+            resamples: of the bootstrap.
+            seed: of the resamples.
 
         Raises:
             ValueError: no calibration, or families that train and test share.
@@ -162,7 +171,8 @@ class Report:
             out.append(f"  over the hull        {c.over_hull}")
             out.append(f"  over the regime line {c.over_regime}")
             out.append(f"  lost when permuted   {c.permuted.drop}; in reward {c.permuted.reward_drop}")
-            out.append(f"  FLOPs saved at equal accuracy {_percent(c.saved)}; hull-to-oracle gap closed {_percent(c.closed)}")
+            out.append(f"  FLOPs saved at equal accuracy {_percent(c.saved)}")
+            out.append(f"  hull-to-oracle gap closed {_percent(c.closed)}")
         out.append(f"over all budgets: area above the hull {self.area:.4f}, gap closed {_percent(self.closed)}")
         for c in self.columns:
             out += ["", f"chosen at budget {c.budget:g}:", *self.regime_lines(c)]
@@ -176,7 +186,8 @@ class Report:
         for regime, row in chosen.items():
             cost, accuracy = measured[regime]
             plans = ", ".join(f"{plan} {100 * share:.0f} %" for plan, share in list(row.items())[:most])
-            lines.append(f"  {regime:<{width}}  {100 * accuracy:5.1f} % right at {100 * cost:4.1f} % of the FLOPs: {plans}")
+            measured_as = f"{100 * accuracy:5.1f} % right at {100 * cost:4.1f} % of the FLOPs"
+            lines.append(f"  {regime:<{width}}  {measured_as}: {plans}")
         return lines
 
     def write(self, folder: str | Path) -> None:

@@ -7,9 +7,9 @@ same state, so what the others went on to get from there estimates this state's 
     A_q, A_c = own quality, cost to come - baseline
     A        = (A_q - lambda * A_c) / (1 + lambda) / rms
 
-`w` weighs the critic as so many rollouts; it is all there is where nobody else got here. Neither part depends on the own
-action, so the gradient stays unbiased. `rms` is one running root mean square over all updates: a group's own deviation
-would blow up the cost differences of groups in which everybody is right.
+`w` weighs the critic as so many rollouts; it is all there is where nobody else got here. Neither part depends on
+the own action, so the gradient stays unbiased. `rms` is one running root mean square over all updates: a group's own
+deviation would blow up the cost differences of groups in which everybody is right.
 """
 
 from __future__ import annotations
@@ -117,7 +117,10 @@ class GroupBuffer:
         """One step of every rollout.
 
         Args:
-            observations: before the step. actions, values, log_probs: (E, 2), (E, 2), (E,).
+            observations: before the step.
+            actions: (E, 2) method row and ratio level.
+            values: (E, 2) of the critics.
+            log_probs: (E,) of the actions.
             terms: (E, 2) quality and cost share that the step brought; all of an episode's may come with its last one.
             groups: (E,) int64, read where an episode ends.
             dones: (E,) bool.
@@ -164,7 +167,8 @@ class GroupBuffer:
             rows = self.rows[part]
             flat = {k: v.reshape(-1, *v.shape[2:])[rows] for k, v in self.observations.items()}
             arrays = (self.actions.reshape(-1, 2)[rows], self.log_probs.reshape(-1)[rows])
-            tensors = [torch.from_numpy(a).to(self.device) for a in (*arrays, self.advantages[part], self.returns[part])]
+            arrays += (self.advantages[part], self.returns[part])
+            tensors = [torch.from_numpy(array).to(self.device) for array in arrays]
             yield Batch({k: torch.from_numpy(v).to(self.device) for k, v in flat.items()}, *tensors)
 
     def _starts(self) -> np.ndarray:
@@ -207,7 +211,8 @@ def baseline(state: np.ndarray, returns: np.ndarray, values: np.ndarray, critic_
 
     Args:
         state: (S,) int64, equal where group and observation are.
-        returns, values: (S, 2) what came, and what the critics said would come.
+        returns: (S, 2) what came.
+        values: (S, 2) what the critics said would come.
         critic_weight: w >= 0; where nobody else is in the state, the critic alone.
     """
     count = np.bincount(state).astype(np.float64)[state] - 1
@@ -219,6 +224,6 @@ def baseline(state: np.ndarray, returns: np.ndarray, values: np.ndarray, critic_
 def _states(groups: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """(S,) int64 numbers, equal where group and observation are equal: by a 64-bit hash of the observation's bytes."""
     words = np.ascontiguousarray(vectors, np.float32).view(np.uint32).astype(np.uint64)
-    odd = np.random.default_rng(0).integers(0, 2**63, size=words.shape[1] + 1, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    odd = np.random.default_rng(0).integers(0, 2**63, size=words.shape[1] + 1, dtype=np.uint64) | np.uint64(1)
     key = words @ odd[:-1] + groups.astype(np.uint64) * odd[-1]
     return np.unique(key, return_inverse=True)[1].reshape(-1)

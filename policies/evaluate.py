@@ -74,7 +74,8 @@ def evaluate(chooser: Chooser, table: Table, lams: Sequence[float]) -> list[Outc
     """One outcome per lambda, in the order given. Raises: ValueError on an empty table."""
     if not table.n:
         raise ValueError(f"evaluate: the table for {chooser.name!r} holds no input")
-    return [settle(chooser.name, table, lam, chosen) for lam, chosen in zip(lams, chooser.choose(table, lams), strict=True)]
+    chosen = chooser.choose(table, lams)
+    return [settle(chooser.name, table, lam, each) for lam, each in zip(lams, chosen, strict=True)]
 
 
 def settle(name: str, table: Table, lam: float, chosen: Chosen) -> Outcome:
@@ -95,7 +96,7 @@ def calibrate(outcomes: Sequence[Outcome]) -> tuple[tuple[float, float], ...]:
 
 
 def method_of(plan: Plan) -> str:
-    """"stage:method" of what a plan does, all its stages joined by " + "; "none" or "blind"."""
+    """What a plan does, without its keep ratios: "stage:method", several joined by " + "; "none" or "blind"."""
     if plan.is_blind:
         return "blind"
     return " + ".join(f"{stage}:{choice.method}" for stage, choice in plan.active) or "none"

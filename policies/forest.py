@@ -51,7 +51,8 @@ class Forest:
         groups = tuple(group for group in groups if group in self._groups)
         if groups not in self._forests:
             trees, leaf, seed = self._options
-            forest = RandomForestRegressor(trees, min_samples_leaf=leaf, max_features=1 / 3, random_state=seed, n_jobs=1)
+            options = {"min_samples_leaf": leaf, "max_features": 1 / 3, "random_state": seed, "n_jobs": 1}
+            forest = RandomForestRegressor(trees, **options)
             self._forests[groups] = forest.fit(_features(self._train, groups), self._train.correct.astype(np.float32))
         return self._forests[groups].predict(_features(table, groups)).reshape(table.n, -1).astype(np.float32)
 

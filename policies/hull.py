@@ -107,7 +107,7 @@ def _above(cost: np.ndarray, accuracy: np.ndarray, a: int, b: int, c: int) -> bo
 def _checked(cost: np.ndarray, accuracy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     cost, accuracy = np.asarray(cost, np.float64), np.asarray(accuracy, np.float64)
     if cost.ndim != 1 or cost.shape != accuracy.shape or not cost.size:
-        raise ValueError(f"hull: cost {cost.shape} and accuracy {accuracy.shape} must be equally long, at least 1 point")
+        raise ValueError(f"hull: cost {cost.shape} and accuracy {accuracy.shape} must be equally long, 1 at least")
     if not (np.isfinite(cost).all() and np.isfinite(accuracy).all()):
         raise ValueError("hull: a cost or an accuracy is not finite")
     return cost, accuracy

@@ -36,7 +36,8 @@ class StagePolicy:
 
     def choose(self, table: Table, lams: Sequence[float]) -> list[Chosen]:
         """One plan per input and lambda."""
-        looks = [(stage, groups, columns_at(table, self.actions, stage)) for stage, groups in stops(table.plans).items()]
+        seen_at = stops(table.plans)
+        looks = [(stage, groups, columns_at(table, self.actions, stage)) for stage, groups in seen_at.items()]
         seen = {groups: vectors(table, self.layout, groups) for _, groups, _ in looks}
         return [self._walk(table, lam, looks, seen) for lam in lams]
 

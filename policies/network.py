@@ -35,7 +35,9 @@ class MethodThenRatio(Distribution):
         """Sets the logits.
 
         Args:
-            method: (B, M) logits. ratio: (B, M, R) logits. mask: (B, M, R) bool, at least one True a row.
+            method: (B, M) logits.
+            ratio: (B, M, R) logits.
+            mask: (B, M, R) bool, at least one True a row.
         """
         self.method = method.masked_fill(~mask.any(dim=-1), ILLEGAL).log_softmax(dim=-1)
         self.ratio = ratio.masked_fill(~mask, ILLEGAL).log_softmax(dim=-1)
@@ -59,7 +61,7 @@ class MethodThenRatio(Distribution):
         return torch.stack([m, r], dim=1)
 
     def mode(self) -> Tensor:
-        """(B, 2) int64: the best method, then its best ratio, as an exported controller picks; ties to the lower index."""
+        """(B, 2) int64: best method, then its best ratio, as an exported controller picks; ties to the lower index."""
         m = self.method.argmax(dim=-1)
         return torch.stack([m, self.ratio[torch.arange(len(m)), m].argmax(dim=-1)], dim=1)
 

@@ -28,11 +28,11 @@ def falling(start: float, end: float = 0.0) -> Decay:
 class GroupPPO(PPO):
     """stable-baselines3's PPO with a group advantage, two critics and masked two-head actions.
 
-    Paper:  Schulman et al. 2017, https://arxiv.org/abs/1707.06347 (clipped surrogate); leave-one-out baseline of a group:
-            Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!"
-    Differs from SB3's PPO: advantage as in `buffer.py`, no discount, no normalisation per minibatch; every update starts
-    from a fresh, reseeded environment, so that it is a function of (weights, optimizer, seed, number of the update) alone
-    and a resumed run continues the same numbers.
+    Paper:   Schulman et al. 2017, https://arxiv.org/abs/1707.06347 (clipped surrogate); Kool et al. 2019, "Buy 4
+             REINFORCE samples, get a baseline for free!" (leave-one-out baseline of a group)
+    Differs: from SB3's PPO: advantage as in `buffer.py`, no discount, no normalisation per minibatch. Every update
+             starts from a fresh, reseeded environment, so that it is a function of (weights, optimizer, seed, number
+             of the update) alone and a resumed run continues the same numbers.
 
     The environment's infos carry, at the latest where an episode ends, "quality", "cost" (share of the uncompressed
     pass) and "group" (equal for rollouts that share input, lambda and budget); observations are as `PlanPolicy` reads
@@ -76,7 +76,7 @@ class GroupPPO(PPO):
             env,
             learning_rate=learning_rate,
             n_steps=n_steps,
-            batch_size=batch_size,
+            batch_size=n_steps * env.num_envs,  # SB3 warns unless it divides this; here the last one may be smaller
             n_epochs=n_epochs,
             gamma=1.0,
             clip_range=clip_range,
@@ -90,6 +90,7 @@ class GroupPPO(PPO):
             seed=seed,
             **{"device": "cpu"} | kwargs,
         )
+        self.batch_size = batch_size
 
     @property
     def update(self) -> int:
@@ -163,7 +164,7 @@ class GroupPPO(PPO):
         for name, value in found.items():
             logs.setdefault(name, []).append(value)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"update {self.update}: the loss is not finite; nothing was written into the weights")
+            raise FloatingPointError(f"update {self.update}: the loss is not finite; the weights are as before")
         if self.target_kl is not None and kl > 1.5 * self.target_kl:
             return False
         self.policy.optimizer.zero_grad()

@@ -1,8 +1,8 @@
 """Full-information regression: the probability that each plan answers right, from the features seen so far.
 
-An ensemble of small MLPs, trained on every (input, plan) cell of a replay table, at every stop at once. It is written so
-that it can be exported exactly: sigmoid(z) = (1 + tanh(z / 2)) / 2, so the ensemble's mean probability is a linear head
-on a tanh layer, which is the "regression" network of a controller.
+An ensemble of small MLPs, trained on every (input, plan) cell of a replay table, at every stop at once. It can be
+exported exactly: sigmoid(z) = (1 + tanh(z / 2)) / 2, so the ensemble's mean probability is a linear head on a tanh
+layer, which is the "regression" network of a controller.
 """
 
 from __future__ import annotations

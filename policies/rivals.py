@@ -1,4 +1,4 @@
-"""What a learned policy is measured against. Every choice is made on a training table; only the oracle has hindsight."""
+"""What a learned policy is measured against. Choices are made on a training table; only the oracle has hindsight."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from foveate.rollouts.table import Table
 
 LEAST_CLIP = 10.0
 # Places of the head whose values are not of order one already: name -> (mean, scale). One decade of lambda is 0.5.
-_HEAD_SCALES = {"log_lambda": (-0.25, 0.35), "spent": (0.0, 0.3), "budget_left": (0.0, 0.3)}
+_HEAD_SCALES = {"log_lambda": (-0.25, 0.35), "spent": (0.0, 0.3), "budget_left": (1.0, 0.5)}
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
     splits = Splits(train, validation, calibration)          # tables of one portfolio, families disjoint
     trained = train(splits, TrainConfig(), out="runs/mine")   # runs/mine/controller.fov is what ships
 
-Files in `out`: controller.fov (the better of the two below by validation), policy.fov (stage by stage: PPO), one_shot.fov
-(regression at the start), checkpoint.pt, training.json, tb/ (TensorBoard). Logged by the training itself:
+Files in `out`: controller.fov (the better of the two below by validation), policy.fov (stage by stage: PPO),
+one_shot.fov (regression at the start), checkpoint.pt, training.json, tb/ (TensorBoard). Logged by the training itself:
 
 | key | unit | meaning |
 |---|---|---|
@@ -32,7 +32,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
 from foveate.controller import Artefact
-from foveate.controller.observation import HEAD
 from foveate.envs.episode import Terms
 from foveate.plans.plan import STAGES
 from foveate.plans.portfolio import ActionTable
@@ -101,6 +100,7 @@ class TrainConfig:
         groups: inputs side by side. k: rollouts of each. n_steps: steps of each rollout per update.
         widths: hidden units of actor and critic.
         learning_rate: of PPO, falling to a tenth. ent_coef: of the entropy bonus, falling to 0.
+        n_epochs: passes over the steps of an update. batch_size: steps per gradient step.
         target_kl: in nats per update. critic_weight: of the critic in the baseline, in rollouts.
         lam: range of lambda; None = by the slopes of the training hull. lambdas: points of it that are evaluated.
         budget: range of hard budgets, shares. budget_share: share of episodes that have one.
@@ -118,6 +118,8 @@ class TrainConfig:
     widths: tuple[int, ...] = (64, 64)
     learning_rate: float = 1e-3
     ent_coef: float = 0.005
+    n_epochs: int = 4
+    batch_size: int = 1024
     target_kl: float = 0.02
     critic_weight: float = 1.0
     lam: tuple[float, float] | None = None
@@ -210,11 +212,12 @@ def train(
     if resume and (out / "checkpoint.pt").exists():
         keeper.take(model.restore(out / "checkpoint.pt"))
     else:
-        clone(model.policy, regression, splits.train, actions, lam, config.warm, config.seed)
+        clone(model.policy, regression, splits.train, actions, terms_of(config, lam), config.warm, config.seed)
     rivals["cloned cascade"] = keeper.cloned()
     left = config.updates - model.update
     if left > 0:
         model.learn(left * model.n_steps * model.n_envs, keeper, reset_num_timesteps=False)
+        model.logger.dump(model.num_timesteps)  # SB3 leaves the last update's numbers unwritten
     keeper.evaluate()
     model.policy.load_state_dict(keeper.best)
 
@@ -238,18 +241,24 @@ def train(
 
 def build(table: Table, config: TrainConfig, lam: tuple[float, float]) -> GroupPPO:
     """PPO on a replay table, nothing learnt yet."""
-    terms = Terms(lam, config.budget, config.budget_share, "graded", config.b)
-    env = TableVecEnv(table, portfolio_of(table), terms, config.groups, config.k, config.seed)
+    env = TableVecEnv(table, portfolio_of(table), terms_of(config, lam), config.groups, config.k, config.seed)
     return GroupPPO(
         env,
         policy_kwargs={"widths": config.widths, "standard": Standard.fit(table, head=READ)},
         learning_rate=falling(config.learning_rate, config.learning_rate / 10),
         n_steps=config.n_steps,
+        batch_size=config.batch_size,
+        n_epochs=config.n_epochs,
         ent_coef=config.ent_coef,
         target_kl=config.target_kl,
         critic_weight=config.critic_weight,
         seed=config.seed,
     )
+
+
+def terms_of(config: TrainConfig, lam: tuple[float, float]) -> Terms:
+    """How episodes are drawn and paid for."""
+    return Terms(lam, config.budget, config.budget_share, "graded", config.b)
 
 
 def fit_rivals(train_table: Table, regression: PlanRegression, seed: int = 0) -> dict[str, Chooser]:

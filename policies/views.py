@@ -16,6 +16,7 @@ from foveate.envs.masks import STOP_GROUP
 from foveate.plans.plan import STAGES, Plan
 from foveate.rollouts.table import Table
 
+
 def stops(plans: Sequence[Plan]) -> dict[str, tuple[str, ...]]:
     """The stages that are asked about, in order, with the feature groups that are known there.
 

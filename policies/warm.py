@@ -2,11 +2,12 @@
 
 The cascade's choice at a stop is softened: an action's chance grows with its predicted worth,
 
-    worth(action) = max over the plans it leads to of quality - lambda * cost;   p ~ exp(worth / (temperature * (1 + lambda)))
+    worth(action) = max over the plans it leads to of quality - lambda * cost
+    p(action) ~ exp(worth / (temperature * (1 + lambda)))
 
-where `none` leads to every plan that acts later. PPO then starts near the cascade and still explores what is close to
-it. The critics learn what following the cascade from that stop gave. The copy is a rival of its own: the cascade in the
-form that an exported controller has.
+where `none` leads to every plan that acts later, and a hard budget leaves out the plans beyond it. PPO then starts near
+the cascade and still explores what is close to it. The critics learn what following the cascade from that stop gave.
+The copy is a rival of its own: the cascade in the form that an exported controller has.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from foveate.controller.observation import HEAD, MAX_SHARE
+from foveate.envs.episode import Terms
 from foveate.plans.plan import STAGES
 from foveate.plans.portfolio import ActionTable
 from foveate.policies.learned import columns_at
 from foveate.policies.network import PlanPolicy
 from foveate.policies.staged import Predictor
-from foveate.policies.views import acts_at, spent_at, stops, vectors, with_head
+from foveate.policies.views import acts_at, looked_cost, spent_at, stops, vectors, with_head
 from foveate.rollouts.table import Table
 
 
@@ -34,13 +37,15 @@ class WarmRecipe:
     Args:
         epochs: passes over inputs and stops; each draws new lambdas.
         batch: observations per step.
-        learning_rate: of Adam, falling to 0 on a cosine.
+        learning_rate: of AdamW, falling to 0 on a cosine.
+        weight_decay: of AdamW.
         temperature: of the softened choice, in units of quality.
     """
 
     epochs: int = 40
     batch: int = 1024
     learning_rate: float = 3e-3
+    weight_decay: float = 0.1
     temperature: float = 0.02
 
 
@@ -49,7 +54,7 @@ def clone(
     predictor: Predictor,
     table: Table,
     actions: ActionTable,
-    lam: tuple[float, float],
+    terms: Terms,
     recipe: WarmRecipe | None = None,
     seed: int = 0,
 ) -> list[float]:
@@ -60,7 +65,7 @@ def clone(
         predictor: of quality per plan; what the cascade decides by.
         table: training inputs.
         actions: what rows and levels mean.
-        lam: range of the log-uniform lambdas.
+        terms: ranges of lambda and of hard budgets, and how many have one, as in the episodes that follow.
         recipe: how.
         seed: of lambdas and order.
 
@@ -69,20 +74,22 @@ def clone(
     """
     recipe = recipe or WarmRecipe()
     cascade = _Cascade(table, predictor, actions, policy)
-    optimizer = torch.optim.Adam(policy.parameters(), recipe.learning_rate)
-    rng, rows = np.random.default_rng(seed), np.arange(table.n * len(cascade.looks))
+    optimizer = torch.optim.AdamW(policy.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
+    rng, rows = np.random.default_rng(seed), np.arange(table.n * len(cascade.places))
     steps = -(-len(rows) // recipe.batch) * recipe.epochs
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     policy.set_training_mode(True)
     losses = []
     for _ in range(recipe.epochs):
-        lams = np.exp(rng.uniform(*np.log(lam), size=len(rows)))
+        lams = np.exp(rng.uniform(*np.log(terms.lam), size=len(rows)))
+        budgets = rng.uniform(*terms.budget, size=len(rows))
+        budgets[rng.random(len(rows)) >= terms.budget_share] = np.inf
         total = 0.0
         order = rng.permutation(rows)
         for start in range(0, len(order), recipe.batch):
             part = order[start : start + recipe.batch]
             optimizer.zero_grad()
-            loss = _loss(policy, *cascade.batch(part, lams[part], recipe.temperature))
+            loss = _loss(policy, *cascade.batch(part, lams[part], budgets[part], recipe.temperature))
             loss.backward()
             optimizer.step()
             schedule.step()
@@ -100,49 +107,71 @@ def _loss(policy: PlanPolicy, obs: dict[str, Tensor], target: Tensor, returns: T
 
 
 class _Cascade:
-    """The cascade's view of every (stop, input): observations, and what it would do at any lambda."""
+    """The cascade's view of every (stop, input): observations, and what it would do at any lambda and budget."""
 
     def __init__(self, table: Table, predictor: Predictor, actions: ActionTable, policy: PlanPolicy) -> None:
-        self.table, self.looks = table, list(stops(table.plans).items())
-        layout = policy.standard.layout
-        self.cost = predictor.cost
-        self.acts = np.array([acts_at(plan) for plan in table.plans])
-        self.columns = np.stack([columns_at(table, actions, stage) for stage, _ in self.looks])
-        views = {groups: vectors(table, layout, groups) for _, groups in self.looks}
+        looks = stops(table.plans)
+        layout, views = policy.standard.layout, list(dict.fromkeys(looks.values()))
+        seen = {groups: vectors(table, layout, groups) for groups in views}
         predicted = {groups: predictor.predict(table, groups) for groups in views}
+        self.table, self.cost = table, predictor.cost
+        self.acts = np.array([acts_at(plan) for plan in table.plans])
+        self.places = np.array([STAGES.index(stage) for stage in looks])
+        self.columns = np.stack([columns_at(table, actions, stage) for stage in looks])
+        self.spent = np.stack([spent_at(table, stage) for stage in looks])
         self.x = np.stack(
-            [with_head(views[groups].copy(), stage, 1.0, spent_at(table, stage)) for stage, groups in self.looks]
+            [with_head(seen[looks[stage]].copy(), stage, 1.0, self.spent[i]) for i, stage in enumerate(looks)]
         )
-        self.quality = np.stack([predicted[groups] for _, groups in self.looks])
-        self.log_lambda = layout.names.index("log_lambda")
+        self.quality = np.stack([predicted[groups] for groups in looks.values()])
+        known = [looks[stage] for stage in looks]  # a plan is charged what was looked at up to where it acts
+        features = [
+            looked_cost(table, known[min(np.searchsorted(self.places, at), len(known) - 1)]) for at in self.acts
+        ]
+        self.price = table.share + np.array(features) / table.full[:, None]
 
     def batch(
-        self, rows: np.ndarray, lams: np.ndarray, temperature: float
+        self, rows: np.ndarray, lams: np.ndarray, budgets: np.ndarray, temperature: float
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Observations, target distributions (B, M, R) and returns (B, 2) of flat (stop, input) rows at given lambdas."""
-        stop, row = np.divmod(rows, self.table.n)
-        x = self.x[stop, row]
-        x[:, self.log_lambda] = np.log10(lams) / 2
-        columns = self.columns[stop]
-        worth = self.quality[stop, row] - lams[:, None] * self.cost
-        here = np.take_along_axis(worth, columns.reshape(len(rows), -1).clip(0), axis=1).reshape(columns.shape)
-        places = np.array([STAGES.index(stage) for stage, _ in self.looks])
-        here[:, 0, 0] = np.where(self.acts > places[stop][:, None], worth, -np.inf).max(axis=1)
-        scaled = np.where(columns >= 0, here, -np.inf) / (temperature * (1 + lams))[:, None, None]
-        target = np.exp(scaled - scaled.max(axis=(1, 2), keepdims=True))
-        target /= target.sum(axis=(1, 2), keepdims=True)
-        plan = self._followed(stop, row, lams, places)
-        returns = np.stack([self.table.correct[row, plan], self.table.share[row, plan]], axis=1)
-        obs = {"vector": torch.from_numpy(x), "mask": torch.from_numpy(columns >= 0).float()}
-        return obs, torch.from_numpy(target.astype(np.float32)), torch.from_numpy(returns.astype(np.float32))
+        """Observations, target distributions (B, M, R) and returns (B, 2) of flat (stop, input) rows.
 
-    def _followed(self, stop: np.ndarray, row: np.ndarray, lams: np.ndarray, places: np.ndarray) -> np.ndarray:
+        Args:
+            rows: (B,) stop * N + input.
+            lams: (B,) trade-off weights.
+            budgets: (B,) shares, infinite = none; one that nothing from this stop on can keep is dropped.
+            temperature: of the softened choice.
+        """
+        stop, row = np.divmod(rows, self.table.n)
+        open_ = self.acts >= self.places[stop][:, None]
+        price = self.price[row]
+        budgets = np.where((open_ & (price <= budgets[:, None])).any(axis=1), budgets, np.inf)
+        open_ &= price <= budgets[:, None]
+        worth = np.where(open_, self.quality[stop, row] - lams[:, None] * self.cost, -np.inf)
+        columns = self.columns[stop]
+        here = np.take_along_axis(worth, columns.reshape(len(rows), -1).clip(0), axis=1).reshape(columns.shape)
+        here[columns < 0] = -np.inf
+        here[:, 0, 0] = np.where(self.acts > self.places[stop][:, None], worth, -np.inf).max(axis=1)
+        target = np.exp((here - here.max(axis=(1, 2), keepdims=True)) / (temperature * (1 + lams))[:, None, None])
+        target /= target.sum(axis=(1, 2), keepdims=True)
+        plan = self._followed(stop, row, lams, open_)
+        returns = np.stack([self.table.correct[row, plan], self.table.share[row, plan]], axis=1)
+        obs = {"vector": self._observed(stop, row, lams, budgets), "mask": np.isfinite(here).astype(np.float32)}
+        tensors = {name: torch.from_numpy(array) for name, array in obs.items()}
+        return tensors, torch.from_numpy(target.astype(np.float32)), torch.from_numpy(returns.astype(np.float32))
+
+    def _observed(self, stop: np.ndarray, row: np.ndarray, lams: np.ndarray, budgets: np.ndarray) -> np.ndarray:
+        x = self.x[stop, row]
+        x[:, HEAD.index("log_lambda")] = np.log10(lams) / 2
+        x[:, HEAD.index("has_budget")] = np.isfinite(budgets)
+        x[:, HEAD.index("budget_left")] = np.clip(budgets - self.spent[stop, row], 0, MAX_SHARE)
+        return x
+
+    def _followed(self, stop: np.ndarray, row: np.ndarray, lams: np.ndarray, open_: np.ndarray) -> np.ndarray:
         """(B,) the plan that the cascade ends with when it goes on from a stop where nothing was done yet."""
         plan = np.zeros(len(row), np.int64)
         waiting = np.ones(len(row), bool)
-        for i, place in enumerate(places):
-            worth = np.where(self.acts >= place, self.quality[i, row] - lams[:, None] * self.cost, -np.inf)
-            best = worth.argmax(axis=1)
+        for i, place in enumerate(self.places):
+            legal = open_ & (self.acts >= place)
+            best = np.where(legal, self.quality[i, row] - lams[:, None] * self.cost, -np.inf).argmax(axis=1)
             taken = waiting & (stop <= i) & (self.acts[best] == place)
             plan[taken] = best[taken]
             waiting &= ~taken

@@ -15,7 +15,11 @@ PORTFOLIO = Portfolio.from_dict(
         "version": 1,
         "name": "toy",
         "max_active_stages": 1,
-        "stages": {"input": {"blind": [0.0], "downsample": [0.25]}, "outside": {"visionzip": [0.25]}, "prefill": {"fastv": [0.5, 0.25]}},
+        "stages": {
+            "input": {"blind": [0.0], "downsample": [0.25]},
+            "outside": {"visionzip": [0.25]},
+            "prefill": {"fastv": [0.5, 0.25]},
+        },
     }
 )
 DOWN, ZIP = Plan.of(input=("downsample", 0.25)), Plan.of(outside=("visionzip", 0.25))

@@ -15,8 +15,10 @@ RATIO = torch.log(torch.tensor([[[1.0, 1.0], [1.0, 3.0], [2.0, 2.0]]]))
 MASK = torch.tensor([[[True, False], [True, True], [False, False]]])
 
 
-def given(mask=MASK):
-    return MethodThenRatio().proba_distribution(METHOD, RATIO, mask)
+def given(rows=1, mask=MASK):
+    return MethodThenRatio().proba_distribution(
+        METHOD.repeat(rows, 1), RATIO.repeat(rows, 1, 1), mask.repeat(rows, 1, 1)
+    )
 
 
 def space(d=5, m=3, r=2):
@@ -32,7 +34,7 @@ def policy(widths=(8,), standard=None, d=5, m=3, r=2):
 def test_probabilities_by_hand():
     # method 2 has no legal ratio: 1/4 and 3/4 remain; of method 0 one ratio is legal, of method 1 1/4 and 3/4
     pairs = torch.tensor([[0, 0], [1, 0], [1, 1]])
-    distribution = MethodThenRatio().proba_distribution(METHOD.repeat(3, 1), RATIO.repeat(3, 1, 1), MASK.repeat(3, 1, 1))
+    distribution = given(3)
     assert distribution.log_prob(pairs).exp().tolist() == pytest.approx([1 / 4, 3 / 16, 9 / 16])
 
 
@@ -42,9 +44,7 @@ def test_entropy_by_hand():
 
 
 def test_what_is_masked_has_probability_zero_and_is_never_drawn():
-    distribution = MethodThenRatio().proba_distribution(
-        METHOD.repeat(2000, 1), RATIO.repeat(2000, 1, 1), MASK.repeat(2000, 1, 1)
-    )
+    distribution = given(2000)
     joint = (distribution.method[:, :, None] + distribution.ratio).exp()
     assert joint[0][~MASK[0]].tolist() == [0.0] * 3
     torch.manual_seed(0)
@@ -56,14 +56,15 @@ def test_what_is_masked_has_probability_zero_and_is_never_drawn():
 
 def test_the_mode_is_the_best_method_and_then_its_best_ratio():
     assert given().mode().tolist() == [[1, 1]]
-    tied = MethodThenRatio().proba_distribution(torch.zeros(1, 3), torch.zeros(1, 3, 2), torch.ones(1, 3, 2, dtype=torch.bool))
+    everything = torch.ones(1, 3, 2, dtype=torch.bool)
+    tied = MethodThenRatio().proba_distribution(torch.zeros(1, 3), torch.zeros(1, 3, 2), everything)
     assert tied.mode().tolist() == [[0, 0]]
 
 
 def test_a_single_legal_action_is_certain():
     mask = torch.zeros(1, 3, 2, dtype=torch.bool)
     mask[0, 2, 1] = True
-    distribution = given(mask)
+    distribution = given(mask=mask)
     assert distribution.sample().tolist() == distribution.mode().tolist() == [[2, 1]]
     assert distribution.entropy().item() == pytest.approx(0.0, abs=1e-6)
     assert distribution.log_prob(torch.tensor([[2, 1]])).item() == pytest.approx(0.0, abs=1e-6)
@@ -109,7 +110,8 @@ def test_the_exported_network_decides_as_the_policy_does(toy):
     exported = net.export()
     exported.check(standard.layout.size)
     method, ratio = exported(standard.normalisation(x))
-    assert [pick("policy", (method[i], ratio[i]), mask[i], 0.5) for i in range(200)] == [tuple(a) for a in actions.tolist()]
+    picked = [pick("policy", (method[i], ratio[i]), mask[i], 0.5) for i in range(200)]
+    assert picked == [tuple(action) for action in actions.tolist()]
 
 
 def test_an_export_does_not_change_with_further_training(toy):

@@ -1,0 +1,157 @@
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import KVWriter, Logger
+
+from foveate.envs.episode import Terms
+from foveate.plans import ActionTable
+from foveate.policies.evaluate import evaluate
+from foveate.policies.learned import StagePolicy
+from foveate.policies.ppo import GroupPPO, falling
+from foveate.policies.rivals import Oracle
+from foveate.policies.standard import Standard
+from foveate.rollouts.table_env import TableVecEnv
+
+
+def build(toy, seed=0, groups=16, n=400, budget_share=0.0, **options):
+    table = toy.table(n)
+    env = TableVecEnv(table, toy.PORTFOLIO, Terms(lam=(0.3, 1.0), budget_share=budget_share), groups, k=8)
+    options = {"n_steps": 18, "batch_size": 512, "learning_rate": falling(5e-3), "ent_coef": 0.02} | options
+    model = GroupPPO(env, policy_kwargs={"widths": (32,), "standard": Standard.fit(table)}, seed=seed, **options)
+    model.set_logger(Logger(None, [Lines()]))
+    return model
+
+
+class Stop(BaseCallback):
+    """Breaks a training off before its update number `at`."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+
+    def _on_rollout_start(self):
+        if self.model.update == self.at:
+            raise KeyboardInterrupt
+
+    def _on_step(self):
+        return True
+
+
+class Lines(KVWriter):
+    """Keeps what is logged."""
+
+    def __init__(self):
+        self.rows = []
+
+    def write(self, key_values, key_excluded, step=0):
+        self.rows.append(dict(key_values))
+
+    def close(self): ...
+
+
+def learn(model, until, total=None):
+    """The updates up to number `until` of a training of `total`."""
+    left = (total or until) * model.n_steps * model.n_envs - model.num_timesteps
+    try:
+        return model.learn(left, Stop(until), reset_num_timesteps=False)
+    except KeyboardInterrupt:
+        return model
+
+
+def stage_policy(model, toy):
+    standard = model.policy.standard
+    actions = ActionTable.from_portfolio(toy.PORTFOLIO)
+    return StagePolicy(model.policy.export(), standard.normalisation, standard.layout, actions)
+
+
+def weights(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.policy.parameters()])
+
+
+@pytest.fixture(scope="module")
+def learnt(toy):
+    return learn(build(toy), 40)
+
+
+def test_the_known_optimum_is_learnt(learnt, toy):
+    test = toy.table(300, seed=2)
+    best = evaluate(Oracle(), test, [0.3, 1.0])
+    for outcome, limit in zip(evaluate(stage_policy(learnt, toy), test, [0.3, 1.0]), best, strict=True):
+        assert outcome.accuracy > 0.97
+        assert outcome.reward > limit.reward - 0.04
+
+
+def test_the_exported_policy_and_the_environment_agree_on_reward(learnt, toy):
+    """The offline evaluation gives what deterministic episodes in the environment give."""
+    table = toy.table(60, seed=3)
+    env = TableVecEnv(table, toy.PORTFOLIO, Terms(lam=(0.5, 0.5), budget_share=0.0), groups=30, k=1)
+    outcome = evaluate(stage_policy(learnt, toy), table, [0.5])[0]
+    row = {name: i for i, name in enumerate(table.ids.tolist())}
+    obs, ended = env.reset(), 0
+    for _ in range(6):
+        obs, _, dones, infos = env.step(learnt.policy.predict(obs, deterministic=True)[0])
+        for info in (info for info, done in zip(infos, dones, strict=True) if done):
+            ended += 1
+            assert info["column"] == outcome.plan[row[info["input"]]]
+    assert ended > 30
+
+
+def test_a_hard_budget_is_kept(toy):
+    model = build(toy, groups=8, budget_share=1.0)
+    learn(model, 2)
+    env = model.get_env()
+    obs = env.reset()
+    for _ in range(12):
+        obs, _, _, infos = env.step(model.policy.predict(obs, deterministic=False)[0])
+        assert all(info["cost"] <= info["budget"] + 1e-6 for info in infos if info)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(toy):
+    one, two, other = (learn(build(toy, seed, groups=4, n=60), 2) for seed in (5, 5, 6))
+    assert torch.equal(weights(one), weights(two))
+    assert not torch.equal(weights(one), weights(other))
+
+
+def test_a_resumed_training_continues_the_same_numbers(toy, tmp_path):
+    straight = learn(build(toy, groups=4, n=60), 5)
+    first = learn(build(toy, groups=4, n=60), 2, total=5)
+    first.checkpoint(tmp_path / "a.pt", {"note": [1, 2.5]})
+    second = build(toy, seed=99, groups=4, n=60)
+    torch.manual_seed(123)
+    assert second.restore(tmp_path / "a.pt") == {"note": [1, 2.5]}
+    assert second.update == 2
+    learn(second, 5)
+    assert second.update == straight.update == 5
+    assert torch.equal(weights(second), weights(straight))
+    assert second.rollout_buffer.scale == straight.rollout_buffer.scale
+
+
+def test_a_damaged_or_foreign_checkpoint_is_named(toy, tmp_path):
+    model = build(toy, groups=2, n=30)
+    model.checkpoint(tmp_path / "a.pt")
+    data = (tmp_path / "a.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match="cut.pt: not a checkpoint"):
+        model.restore(tmp_path / "cut.pt")
+    torch.save({"policy": {}}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="other.pt: not a checkpoint"):
+        model.restore(tmp_path / "other.pt")
+    with pytest.raises(FileNotFoundError):
+        model.restore(tmp_path / "none.pt")
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_log_holds_the_numbers_of_an_update(toy):
+    model = build(toy, groups=4, n=60)
+    learn(model, 2)
+    logged = model.logger.output_formats[0].rows[1]  # of the second update's rollouts and the first one's steps
+    assert logged["train/epochs"] >= 1
+    assert 0 < logged["rollout/cost_share"] < 1 and 0 < logged["rollout/quality"] < 1
+    assert np.isfinite([logged[f"train/{k}"] for k in ("approx_kl", "entropy", "policy_loss", "value_loss")]).all()
+
+
+def test_an_update_stops_where_the_policy_has_moved_too_far(toy):
+    model = build(toy, groups=4, n=60, target_kl=1e-9, n_epochs=8, batch_size=64)
+    learn(model, 2)
+    assert model.logger.output_formats[0].rows[1]["train/epochs"] == 0
