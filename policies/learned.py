@@ -49,11 +49,12 @@ class StagePolicy:
         seen: dict[tuple[str, ...], np.ndarray],
     ) -> Chosen:
         plan, looked = np.zeros(table.n, np.int64), np.zeros(table.n)
-        undecided, paid = np.arange(table.n), set()
+        undecided, paid = np.arange(table.n), 0.0
         flops = network_flops(self.network)
         for stage, groups, columns in looks:
-            looked[undecided] += looked_cost(table, set(groups) - paid) + flops
-            paid |= set(groups)
+            total = looked_cost(table, groups)
+            looked[undecided] += total - paid + flops
+            paid = total
             x = with_head(seen[groups][undecided], stage, lam, spent_at(table, stage)[undecided])
             column = columns[best_actions(*self.network(self.normalisation(x)), columns >= 0)]
             plan[undecided] = column

@@ -74,11 +74,12 @@ class Staged:
         predicted: dict[tuple[str, ...], np.ndarray],
     ) -> Chosen:
         plan, looked = np.zeros(table.n, np.int64), np.zeros(table.n)
-        undecided, paid = np.ones(table.n, bool), set()
+        undecided, paid = np.ones(table.n, bool), 0.0
         places = [STAGES.index(stage) for stage, _ in looks] + [len(STAGES) + 1]
         for (_, groups), place, following in zip(looks, places, places[1:], strict=False):
-            looked[undecided] += looked_cost(table, set(groups) - paid) + self.predictor.flops
-            paid |= set(groups)
+            total = looked_cost(table, groups)
+            looked[undecided] += total - paid + self.predictor.flops
+            paid = total
             legal = acts >= place  # the uncompressed plan, which acts nowhere, stays open throughout
             best = np.where(legal, predicted[groups] - lam * self.predictor.cost, -np.inf).argmax(axis=1)
             taken = undecided & (acts[best] < following)

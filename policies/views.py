@@ -6,13 +6,13 @@ acts, and no further: a chooser that acts commits to the whole plan there.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from foveate.controller import Layout
 from foveate.controller.observation import GROUPS, HEAD, LAMBDA_LIMITS, MAX_SHARE
-from foveate.envs.masks import STOP_GROUP
+from foveate.envs.masks import STOP_GROUP, features_total
 from foveate.plans.plan import STAGES, Plan
 from foveate.rollouts.table import Table
 
@@ -36,9 +36,9 @@ def acts_at(plan: Plan) -> int:
     return STAGES.index(plan.active[0][0]) if plan.active else len(STAGES)
 
 
-def looked_cost(table: Table, groups: Iterable[str]) -> float:
-    """FLOPs of computing these feature groups for one input."""
-    return float(sum(table.group_cost.get(group, 0.0) for group in groups))
+def looked_cost(table: Table, groups: Collection[str]) -> float:
+    """FLOPs of computing these feature groups for one input, the question's embedding once where any needs it."""
+    return float(features_total(groups, table.group_cost))
 
 
 def vectors(table: Table, layout: Layout, groups: Collection[str]) -> np.ndarray:

@@ -21,12 +21,12 @@ def test_only_stages_at_which_a_plan_first_acts_are_stops(toy):
 
 
 def test_an_observation_is_the_one_that_the_environment_gives(toy):
-    table = toy.table(20, costs={"encoder": 1e7, "layer1": 2e7})
+    table = toy.table(20, costs={"encoder": 1e7, "layer1": 2e7, "text": 3e6})
     env = TableVecEnv(table, toy.PORTFOLIO, Terms(lam=(0.7, 0.7), budget_share=0.0), groups=5, k=1)
-    seen, rows = [env.reset()["vector"]], None
+    seen = [env.reset()["vector"]]
     for _ in range(2):
         seen.append(env.step(np.zeros((5, 2)))[0]["vector"])
-    rows = env._row  # noqa: SLF001: which inputs were drawn
+    rows = env._row  # which inputs were drawn
     layout = Standard.fit(table).layout
     for (stage, groups), theirs in zip(stops(table.plans).items(), seen, strict=True):
         mine = with_head(vectors(table, layout, groups), stage, 0.7, spent_at(table, stage))
