@@ -18,7 +18,11 @@ FLAGS = ("text_guided", "learned", "adaptive")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
-    parser.add_argument("--json", action="store_true", help="a JSON list instead of a table")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="a JSON list instead of a table")
+    form.add_argument(
+        "--markdown", action="store_true", help="a page for people instead: docs/methods.md is made by it"
+    )
     parser.add_argument(
         "--host", metavar="MODEL", help='also say what this model supports: "reference", folder, hub id'
     )
@@ -30,7 +34,10 @@ def main(args: argparse.Namespace) -> int:
     if args.host is not None:
         host = open_model(args.host)
     entries = methods(host)
-    print(json.dumps(entries, indent=2) if args.json else table(entries))
+    if args.markdown:
+        print(page(entries), end="")
+    else:
+        print(json.dumps(entries, indent=2) if args.json else table(entries))
     return 0
 
 
@@ -69,3 +76,17 @@ def table(entries: list[dict[str, Any]]) -> str:
     if entries and "host" in entries[0]:
         head.insert(2, "supported")
     return columns(head, rows)
+
+
+def page(entries: list[dict[str, Any]]) -> str:
+    """The entries as a Markdown page, one sentence of idea each: the first line of the method's own docstring."""
+    from foveate.compressors.registry import COMPRESSORS
+
+    lines = ["# Methods", "", "Made by `foveate list --markdown`; a test holds it to the code.", ""]
+    lines += ["| method | stages | idea | reads | traits | fidelity | paper |", "|---|---|---|---|---|---|---|"]
+    for entry in entries:
+        idea = (COMPRESSORS[entry["stages"][0], entry["name"]].__doc__ or "").strip().split("\n\n")[0]
+        traits = ", ".join(flag.replace("_", " ") for flag in FLAGS if entry[flag]) or "-"
+        cells = [entry["name"], ", ".join(entry["stages"]), " ".join(idea.split()), ", ".join(entry["signals"]) or "-"]
+        lines.append("| " + " | ".join([*cells, traits, entry["fidelity"], entry["paper"]]) + " |")
+    return "\n".join(lines) + "\n"
