@@ -123,7 +123,9 @@ def test_the_table_environment_plays_the_live_episodes(host, inputs, single, tab
     a, b, rng, ended = live.reset(), replayed.reset(), np.random.default_rng(0), 0
     for _ in range(12):
         assert np.array_equal(a["mask"], b["mask"])
-        assert np.allclose(a["vector"], b["vector"], atol=2e-3)  # feature costs are means over prompt lengths
+        apart = np.abs(a["vector"] - b["vector"]).max(axis=0)
+        far = {name: float(x) for name, x in zip(replayed.layout.names, apart, strict=True) if x > 2e-5}
+        assert set(far) <= {"spent", "budget_left"} and max(far.values(), default=0) < 0.02  # mean costs of features
         actions = np.array([rng.permutation(np.argwhere(mask))[0] for mask in a["mask"]])
         a, reward, done, infos = live.step(actions)
         b, other, over, told = replayed.step(actions)
