@@ -99,6 +99,7 @@ class Driver:
         table = artefact.table or ActionTable.from_portfolio(Portfolio.from_dict(artefact.portfolio))
         self.masks = Masks(host, table, feature_cost=None if artefact.table is None else partial(feature_flops, host))
         self.decision_flops = sum(2 * array.size for array in artefact.network.arrays.values() if array.ndim == 2)
+        self._full: dict[int, float] = {}
         self._whole = None
         if artefact.table is None:
             legal = [plan_refusal(plan, self.masks.rules) is None for plan in artefact.plans]
@@ -133,7 +134,9 @@ class Driver:
         return p, courses, used
 
     def _course(self, row: Row, picture: np.ndarray, dials: Dials, new_tokens: int) -> Course:
-        full = self.masks.full(row.n_text)
+        if row.n_text not in self._full:
+            self._full[row.n_text] = self.masks.full(row.n_text)
+        full = self._full[row.n_text]
         course = Course(full)
         if dials.max_flops is not None:
             longest = self.host.forecast(UNCOMPRESSED, row.n_text, new_tokens).total

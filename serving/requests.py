@@ -38,6 +38,9 @@ NOTHING = {
 }
 """Values that say nothing, written out."""
 
+PLAIN = vars(GenerationConfig())
+"""Values of a config that nobody has touched."""
+
 MODEL_INPUTS = {"input_ids", "pixel_values", "attention_mask"}
 
 
@@ -194,9 +197,8 @@ def _settings(host: LlavaHost, arguments: Mapping[str, Any], length: int) -> tup
     other = config.update(**{name: value for name, value in known.items() if name not in MODEL_INPUTS})
     if other:
         raise Unsupported(f"argument {min(other)!r} is not one that the gate knows")
-    plain = GenerationConfig().to_dict()
-    for name, value in config.to_dict().items():
-        off = value is None or value is False or value == plain.get(name) or value == NOTHING.get(name)
+    for name, value in vars(config).items():
+        off = value is None or value is False or value == PLAIN.get(name) or value == NOTHING.get(name)
         if name not in NEUTRAL and not name.startswith("_") and not off:
             raise Unsupported(f"{name} = {value!r} is more than greedy decoding")
     ends = config.eos_token_id
