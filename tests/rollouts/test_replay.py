@@ -117,7 +117,7 @@ def test_the_bar_goes_to_stderr(host, inputs, tmp_path, capsys):
 
 def test_the_table_environment_plays_the_live_episodes(host, inputs, single, table):
     """Same seeds, same draws: costs, features and qualities of the table stand for the model's own."""
-    terms = Terms(budget=(0.4, 1.0))
+    terms = Terms(lam=(0.05, 1.0), budget=(0.4, 1.0))
     setup = Setup(single, ListSource(inputs), terms, groups=4, k=2, seed=3)
     live, replayed = BatchVecEnv(setup, host), TableVecEnv(table, single, terms, groups=4, k=2, seed=3)
     a, b, rng, ended = live.reset(), replayed.reset(), np.random.default_rng(0), 0
