@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,7 +96,7 @@ class Crew:
         except GetTimeoutError:
             raise WorkerLost(f"no answer within {self.settings.timeout_s} s") from None
         except RayActorError as error:
-            raise WorkerLost(str(error).splitlines()[0]) from None
+            raise WorkerLost(_in_short(error)) from None
         except RayTaskError as error:
             raise error.cause from None
 
@@ -115,6 +116,13 @@ class Crew:
         for actor in self.actors:
             ray.kill(actor, no_restart=True)
         self.actors = []
+
+
+def _in_short(error: RayActorError) -> str:
+    """First and last line of what Ray says: that an actor died, and of what."""
+    said = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in str(error).splitlines()]
+    lines = [line for line in said if line] or [type(error).__name__]
+    return lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
 
 
 def _check_room(settings: RaySettings) -> None:

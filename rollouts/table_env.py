@@ -100,6 +100,7 @@ class TableVecEnv(SharedVecEnv):
             self._later.insert(0, later)
             later = np.minimum(later, price.min(axis=1)) if price.shape[1] else later
         self._least = later
+        self._labels = [plan.label() for plan in table.plans]
         self._column = np.zeros((len(STAGES), *self.actions_of.shape), np.intp)
         for stage, (m, r, column) in enumerate(self._offer):
             self._column[stage, m, r] = column
@@ -296,7 +297,7 @@ class TableVecEnv(SharedVecEnv):
             "budget": None if np.isinf(self._budget[env]) else float(self._budget[env]),
             "group": group_id(group, number, self.groups),
             "number": number,
-            "plan": table.plans[column].label(),
+            "plan": self._labels[column],
             "column": column,
             "quality": quality,
             "cost": float(self._spent[env] / table.full[row]),
