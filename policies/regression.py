@@ -31,7 +31,7 @@ class Recipe:
         width: units of each of the two hidden layers of a member.
         epochs: most passes over the training inputs.
         patience: epochs without a better validation loss before it stops; the best epoch's weights stay.
-        batch: inputs per step, every stop of each.
+        batch: inputs per step, every stop of each; fewer on a small table, see `fitting`.
         learning_rate: of AdamW, falling to 0 over `epochs` on a cosine.
         weight_decay: of AdamW.
         dropout: share of hidden units left out in training.
@@ -129,13 +129,14 @@ class PlanRegression:
         data = [self._arrays(table, views) for table in (train, validation)]
         (x, y), (x_val, y_val) = data
         optimizer = torch.optim.AdamW(self.net.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-        steps = -(-train.n // recipe.batch) * recipe.epochs
+        batch = fitting(recipe.batch, train.n)
+        steps = -(-train.n // batch) * recipe.epochs
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         best, best_loss, best_epoch = None, float("inf"), 0
         for epoch in range(1, recipe.epochs + 1):
             self.net.train()
             total = 0.0
-            for rows in torch.randperm(train.n).split(recipe.batch):
+            for rows in torch.randperm(train.n).split(batch):
                 optimizer.zero_grad()
                 loss = self._loss(x[:, rows].flatten(0, 1), y[rows].repeat(len(views), 1), recipe.dropout)
                 loss.backward()
@@ -179,6 +180,11 @@ class PlanRegression:
         arrays["quality.bias"] = np.full(plans, 0.5)
         arrays["cost.weight"], arrays["cost.bias"] = np.zeros((plans, members * plans)), self.cost
         return Network("regression", (plans, 1), "tanh", {k: v.astype(np.float32) for k, v in arrays.items()})
+
+
+def fitting(batch: int, n: int, steps: int = 16, least: int = 32) -> int:
+    """The batch that gives an epoch over n rows `steps` steps, between `least` and `batch`."""
+    return min(batch, max(least, n // steps))
 
 
 def network_flops(network: Network) -> int:

@@ -111,15 +111,15 @@ class TrainConfig:
     """
 
     seed: int = 0
-    updates: int = 120
-    groups: int = 32
-    k: int = 8
+    updates: int = 80
+    groups: int = 64
+    k: int = 4
     n_steps: int = 24
     widths: tuple[int, ...] = (64, 64)
-    learning_rate: float = 1e-3
-    ent_coef: float = 0.005
-    n_epochs: int = 4
-    batch_size: int = 1024
+    learning_rate: float = 1.5e-4
+    ent_coef: float = 0.002
+    n_epochs: int = 2
+    batch_size: int = 2048
     target_kl: float = 0.02
     critic_weight: float = 1.0
     lam: tuple[float, float] | None = None

@@ -25,6 +25,7 @@ from foveate.plans.plan import STAGES
 from foveate.plans.portfolio import ActionTable
 from foveate.policies.learned import columns_at
 from foveate.policies.network import PlanPolicy
+from foveate.policies.regression import fitting
 from foveate.policies.staged import Predictor
 from foveate.policies.views import acts_at, looked_cost, spent_at, stops, vectors, with_head
 from foveate.rollouts.table import Table
@@ -35,8 +36,8 @@ class WarmRecipe:
     """How the network copies.
 
     Args:
-        epochs: passes over inputs and stops; each draws new lambdas.
-        batch: observations per step.
+        epochs: passes over inputs and stops; each draws new lambdas. 0 = the network stays as it is.
+        batch: observations per step; fewer on a small table, as in the regression.
         learning_rate: of AdamW, falling to 0 on a cosine.
         weight_decay: of AdamW.
         temperature: of the softened choice, in units of quality.
@@ -46,7 +47,7 @@ class WarmRecipe:
     batch: int = 1024
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
-    temperature: float = 0.02
+    temperature: float = 0.03
 
 
 def clone(
@@ -76,7 +77,8 @@ def clone(
     cascade = _Cascade(table, predictor, actions, policy)
     optimizer = torch.optim.AdamW(policy.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
     rng, rows = np.random.default_rng(seed), np.arange(table.n * len(cascade.places))
-    steps = -(-len(rows) // recipe.batch) * recipe.epochs
+    size = fitting(recipe.batch, len(rows))
+    steps = max(1, -(-len(rows) // size) * recipe.epochs)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     policy.set_training_mode(True)
     losses = []
@@ -86,8 +88,8 @@ def clone(
         budgets[rng.random(len(rows)) >= terms.budget_share] = np.inf
         total = 0.0
         order = rng.permutation(rows)
-        for start in range(0, len(order), recipe.batch):
-            part = order[start : start + recipe.batch]
+        for start in range(0, len(order), size):
+            part = order[start : start + size]
             optimizer.zero_grad()
             loss = _loss(policy, *cascade.batch(part, lams[part], budgets[part], recipe.temperature))
             loss.backward()

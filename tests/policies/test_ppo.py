@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,13 @@ from foveate.plans import ActionTable
 from foveate.policies.evaluate import evaluate
 from foveate.policies.learned import StagePolicy
 from foveate.policies.ppo import GroupPPO, falling
+from foveate.policies.regression import PlanRegression, Recipe
 from foveate.policies.rivals import Oracle
+from foveate.policies.staged import Staged
 from foveate.policies.standard import Standard
+from foveate.policies.train import TrainConfig, terms_of
+from foveate.policies.train import build as build_model
+from foveate.policies.warm import WarmRecipe, clone
 from foveate.rollouts.table_env import TableVecEnv
 
 
@@ -155,3 +162,35 @@ def test_an_update_stops_where_the_policy_has_moved_too_far(toy):
     model = build(toy, groups=4, n=60, target_kl=1e-9, n_epochs=8, batch_size=64)
     learn(model, 2)
     assert model.logger.output_formats[0].rows[1]["train/epochs"] == 0
+
+
+def waiting_pays(toy, seed):
+    """Two kinds that only the prefill stop tells apart, and a mediocre plan that must be taken before that."""
+    table = toy.table(600, seed=seed)
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(2, size=600)
+    correct = np.zeros((600, 6), bool)
+    correct[:, 0] = True
+    correct[:, 2] = rng.random(600) < 0.6
+    correct[np.arange(600), 4 + kind] = True
+    for group in ("pixels", "encoder"):
+        table.groups[group][:] = rng.random(table.groups[group].shape)
+    table.groups["layer1"][:, 2] = 2.0 * kind - 1
+    cost = table.full[:, None] * np.array([1.0, 0.05, 0.2, 0.45, 0.4, 0.4])
+    return replace(table, correct=correct, prob=correct.astype(np.float32), cost=cost)
+
+
+def test_it_learns_to_wait_where_a_cascade_does_not(toy):
+    """Before the kinds can be told apart either late plan looks worse than the mediocre early one."""
+    train, test = waiting_pays(toy, 0), waiting_pays(toy, 1)
+    lam, actions = (0.7, 0.7), ActionTable.from_portfolio(toy.PORTFOLIO)
+    regression = PlanRegression(train, waiting_pays(toy, 2), Recipe(members=2, width=24, epochs=20))
+    cascade = evaluate(Staged(regression), test, lam[:1])[0]
+    assert cascade.reward < 0.6  # the early plan gives 0.6 - 0.7 * 0.2, waiting 1.0 - 0.7 * 0.4
+    config = TrainConfig(groups=16, k=8, n_steps=18, widths=(32,), learning_rate=2e-3, budget_share=0.0, b=0.0)
+    model = build_model(train, config, lam)
+    model.set_logger(Logger(None, []))
+    clone(model.policy, regression, train, actions, terms_of(config, lam), WarmRecipe(epochs=10, temperature=0.05))
+    assert evaluate(stage_policy(model, toy), test, lam[:1])[0].reward < 0.6
+    learn(model, 30)
+    assert evaluate(stage_policy(model, toy), test, lam[:1])[0].reward > 0.69
