@@ -295,7 +295,8 @@ class TestRefusals:
 
         env = make()
         env.reset(options={**FREE, "index": 0})
-        monkeypatch.setattr(compression, "look", lambda p, stop: [np.full(8, np.nan, np.float32)])
+        broken = np.full(len(env.layout.features[2]), np.nan, np.float32)
+        monkeypatch.setattr(compression, "look", lambda p, stop: [broken])
         with pytest.raises(ValueError, match="observation entry 'block1.neighbour_cosine' is not a finite number"):
             env.step(np.array([0, 0]))
 
