@@ -8,6 +8,9 @@ MINIMUM := 3.11
 
 OMP_NUM_THREADS ?= 2
 export OMP_NUM_THREADS
+# Waiting threads sleep: where cores are shared, spinning ones cost a replay several times its wall time.
+OMP_WAIT_POLICY ?= PASSIVE
+export OMP_WAIT_POLICY
 # Keeps the working folder off sys.path, so that a bare `import envs` can never work by accident.
 export PYTHONSAFEPATH := 1
 
