@@ -54,6 +54,12 @@ class MethodThenRatio(Distribution):
         p, q = self.method.exp(), self.ratio.exp()
         return -(p * self.method).sum(dim=-1) - (p * (q * self.ratio).sum(dim=-1)).sum(dim=-1)
 
+    def divergence(self, other: MethodThenRatio) -> Tensor:
+        """(B,) KL divergence of this distribution from another under the same mask, in nats, exact."""
+        p, q = self.method.exp(), self.ratio.exp()
+        inner = (q * (self.ratio - other.ratio)).sum(dim=-1)
+        return (p * (self.method - other.method + inner)).sum(dim=-1)
+
     def sample(self) -> Tensor:
         """(B, 2) int64 drawn actions."""
         m = torch.multinomial(self.method.exp(), 1)[:, 0]

@@ -50,6 +50,8 @@ class GroupPPO(PPO):
         vf_coef: weight of the critics' squared errors.
         target_kl: the epochs of an update end where the policy has moved 1.5 times as far, in nats.
         critic_weight: see `buffer.py`.
+        anchor_coef: weight of the KL divergence from the policy given to `set_anchor`, in nats per decision; it keeps
+            a warm start from being forgotten for what is luck of the training inputs.
         seed: of weights, actions, minibatches and the environment.
         kwargs: SB3's own (`device`, `verbose`, `tensorboard_log`).
     """
@@ -68,6 +70,7 @@ class GroupPPO(PPO):
         vf_coef: float = 0.5,
         target_kl: float | None = 0.02,
         critic_weight: float = 1.0,
+        anchor_coef: float = 0.0,
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -91,11 +94,20 @@ class GroupPPO(PPO):
             **{"device": "cpu"} | kwargs,
         )
         self.batch_size = batch_size
+        self.anchor_coef, self.anchor = anchor_coef, None
 
     @property
     def update(self) -> int:
         """Number of updates done."""
         return self.num_timesteps // (self.n_steps * self.n_envs)
+
+    def set_anchor(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """The policy that `anchor_coef` holds on to, by its weights; it does not move."""
+        with torch.random.fork_rng(devices=[]):
+            spaces = (self.observation_space, self.action_space)
+            self.anchor = PlanPolicy(*spaces, self.lr_schedule, **self.policy_kwargs).to(self.device)
+        self.anchor.load_state_dict(weights)
+        self.anchor.requires_grad_(False).set_training_mode(False)
 
     def collect_rollouts(self, env: VecEnv, callback: Any, rollout_buffer: GroupBuffer, n_rollout_steps: int) -> bool:
         """Fills the buffer from a reseeded environment. Returns: False where a callback asked to stop."""
@@ -152,6 +164,8 @@ class GroupPPO(PPO):
         policy_loss = -torch.min(batch.advantages * ratio, batch.advantages * clipped).mean()
         value_loss = F.mse_loss(values, batch.returns)
         loss = policy_loss + self.vf_coef * value_loss - self._entropy_weight() * entropy.mean()
+        away = self._away(batch)
+        loss = loss + self.anchor_coef * away
         with torch.no_grad():
             kl = float((ratio - 1 - log_ratio).mean())
         found = {
@@ -159,6 +173,7 @@ class GroupPPO(PPO):
             "value_loss": float(value_loss.detach()),
             "entropy": float(entropy.detach().mean()),
             "approx_kl": kl,
+            "anchor_kl": float(away.detach()),
             "clip_fraction": float(((ratio.detach() - 1).abs() > clip).float().mean()),
         }
         for name, value in found.items():
@@ -172,6 +187,15 @@ class GroupPPO(PPO):
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         self.policy.optimizer.step()
         return True
+
+    def _away(self, batch: Batch) -> torch.Tensor:
+        """Mean KL divergence of the policy from the anchor; 0 without one."""
+        if self.anchor is None or not self.anchor_coef:
+            return torch.zeros(())
+        mine = self.policy.action_dist  # as `evaluate_actions` has left it
+        with torch.no_grad():
+            theirs = self.anchor.get_distribution(batch.observations)
+        return mine.divergence(theirs).mean()
 
     def checkpoint(self, path: str | Path, extra: Mapping[str, Any] | None = None) -> None:
         """Writes weights, optimizer, scale and counters, whole or not at all; no code is in the file.

@@ -40,13 +40,13 @@ class Recipe:
 
     members: int = 4
     width: int = 48
-    epochs: int = 60
+    epochs: int = 80
     patience: int = 8
     batch: int = 256
-    learning_rate: float = 3e-3
+    learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
     dropout: float = 0.1
-    soft: float = 0.25
+    soft: float = 0.5
 
 
 class Ensemble(nn.Module):

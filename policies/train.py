@@ -102,6 +102,7 @@ class TrainConfig:
         learning_rate: of PPO, falling to a tenth. ent_coef: of the entropy bonus, falling to 0.
         n_epochs: passes over the steps of an update. batch_size: steps per gradient step.
         target_kl: in nats per update. critic_weight: of the critic in the baseline, in rollouts.
+        anchor_coef: weight of the KL divergence from the warm start; 0 = free to leave it.
         lam: range of lambda; None = by the slopes of the training hull. lambdas: points of it that are evaluated.
         budget: range of hard budgets, shares. budget_share: share of episodes that have one.
         b: graded share of the reward's quality at the start; it falls to 0 in the first half.
@@ -116,12 +117,13 @@ class TrainConfig:
     k: int = 4
     n_steps: int = 24
     widths: tuple[int, ...] = (64, 64)
-    learning_rate: float = 1.5e-4
+    learning_rate: float = 2e-4
     ent_coef: float = 0.002
-    n_epochs: int = 2
-    batch_size: int = 2048
+    n_epochs: int = 3
+    batch_size: int = 1024
     target_kl: float = 0.02
     critic_weight: float = 1.0
+    anchor_coef: float = 0.0
     lam: tuple[float, float] | None = None
     lambdas: int = 17
     budget: tuple[float, float] = (0.1, 1.0)
@@ -214,6 +216,7 @@ def train(
     else:
         clone(model.policy, regression, splits.train, actions, terms_of(config, lam), config.warm, config.seed)
     rivals["cloned cascade"] = keeper.cloned()
+    model.set_anchor(keeper.start)
     left = config.updates - model.update
     if left > 0:
         model.learn(left * model.n_steps * model.n_envs, keeper, reset_num_timesteps=False)
@@ -252,6 +255,7 @@ def build(table: Table, config: TrainConfig, lam: tuple[float, float]) -> GroupP
         ent_coef=config.ent_coef,
         target_kl=config.target_kl,
         critic_weight=config.critic_weight,
+        anchor_coef=config.anchor_coef,
         seed=config.seed,
     )
 

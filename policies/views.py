@@ -37,7 +37,7 @@ def acts_at(plan: Plan) -> int:
 
 
 def looked_cost(table: Table, groups: Collection[str]) -> float:
-    """FLOPs of computing these feature groups for one input, the question's embedding once where any needs it."""
+    """FLOPs of computing these feature groups for one input."""
     return float(features_total(groups, table.group_cost))
 
 

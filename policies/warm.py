@@ -2,8 +2,8 @@
 
 The cascade's choice at a stop is softened: an action's chance grows with its predicted worth,
 
-    worth(action) = max over the plans it leads to of quality - lambda * cost
-    p(action) ~ exp(worth / (temperature * (1 + lambda)))
+    worth(m, r) = max over the plans that (m, r) leads to of quality - lambda * cost
+    p(r | m) ~ exp(worth(m, r) / T),   p(m) ~ exp(max over r of worth(m, r) / T),   T = temperature * (1 + lambda)
 
 where `none` leads to every plan that acts later, and a hard budget leaves out the plans beyond it. PPO then starts near
 the cascade and still explores what is close to it. The critics learn what following the cascade from that stop gave.
@@ -47,7 +47,7 @@ class WarmRecipe:
     batch: int = 1024
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
-    temperature: float = 0.03
+    temperature: float = 0.05
 
 
 def clone(
@@ -108,6 +108,20 @@ def _loss(policy: PlanPolicy, obs: dict[str, Tensor], target: Tensor, returns: T
     return copied + 0.5 * F.mse_loss(policy.predict_values(obs), returns)
 
 
+def _softened(worth: np.ndarray, temperature: np.ndarray) -> np.ndarray:
+    """(B, M, R) p(m) p(r | m) from worths, -inf where illegal.
+
+    The chance of a method is that of its best ratio: summed over ratios, a method with many good ones would win over a
+    better one with a single ratio, such as `none`.
+    """
+    best = worth.max(axis=2)
+    method = np.exp((best - best.max(axis=1, keepdims=True)) / temperature[:, None])
+    with_any = np.where(np.isfinite(best), best, 0.0)
+    ratio = np.exp((worth - with_any[:, :, None]) / temperature[:, None, None])
+    ratio /= np.maximum(ratio.sum(axis=2, keepdims=True), 1e-30)
+    return (method / method.sum(axis=1, keepdims=True))[:, :, None] * ratio
+
+
 class _Cascade:
     """The cascade's view of every (stop, input): observations, and what it would do at any lambda and budget."""
 
@@ -152,8 +166,7 @@ class _Cascade:
         here = np.take_along_axis(worth, columns.reshape(len(rows), -1).clip(0), axis=1).reshape(columns.shape)
         here[columns < 0] = -np.inf
         here[:, 0, 0] = np.where(self.acts > self.places[stop][:, None], worth, -np.inf).max(axis=1)
-        target = np.exp((here - here.max(axis=(1, 2), keepdims=True)) / (temperature * (1 + lams))[:, None, None])
-        target /= target.sum(axis=(1, 2), keepdims=True)
+        target = _softened(here, temperature * (1 + lams))
         plan = self._followed(stop, row, lams, open_)
         returns = np.stack([self.table.correct[row, plan], self.table.share[row, plan]], axis=1)
         obs = {"vector": self._observed(stop, row, lams, budgets), "mask": np.isfinite(here).astype(np.float32)}

@@ -43,6 +43,14 @@ def test_entropy_by_hand():
     assert given().entropy().item() == pytest.approx(float(-(p * np.log(p)).sum()), abs=1e-6)
 
 
+def test_the_divergence_is_that_of_the_pairs():
+    p = np.array([1 / 4, 3 / 16, 9 / 16])
+    q = np.array([1 / 2, 1 / 4, 1 / 4])
+    other = MethodThenRatio().proba_distribution(torch.zeros(1, 3), torch.zeros(1, 3, 2), MASK)
+    assert given().divergence(other).item() == pytest.approx(float((p * np.log(p / q)).sum()), abs=1e-6)
+    assert given().divergence(given()).item() == 0.0
+
+
 def test_what_is_masked_has_probability_zero_and_is_never_drawn():
     distribution = given(2000)
     joint = (distribution.method[:, :, None] + distribution.ratio).exp()

@@ -158,6 +158,20 @@ def test_the_log_holds_the_numbers_of_an_update(toy):
     assert np.isfinite([logged[f"train/{k}"] for k in ("approx_kl", "entropy", "policy_loss", "value_loss")]).all()
 
 
+def test_an_anchor_holds_the_policy_where_it_was(toy):
+    moved = []
+    for coefficient in (0.0, 100.0):
+        model = build(toy, groups=4, n=60, anchor_coef=coefficient, target_kl=None)
+        start = {name: value.clone() for name, value in model.policy.state_dict().items()}
+        model.set_anchor(start)
+        learn(model, 3)
+        obs = {k: torch.from_numpy(v) for k, v in model.get_env().reset().items()}
+        there = model.anchor.get_distribution(obs)
+        moved.append(model.policy.get_distribution(obs).divergence(there).mean().item())
+    assert moved[0] > 5 * moved[1] > 0
+    assert all(torch.equal(value, start[name]) for name, value in model.anchor.state_dict().items())
+
+
 def test_an_update_stops_where_the_policy_has_moved_too_far(toy):
     model = build(toy, groups=4, n=60, target_kl=1e-9, n_epochs=8, batch_size=64)
     learn(model, 2)
@@ -187,7 +201,8 @@ def test_it_learns_to_wait_where_a_cascade_does_not(toy):
     regression = PlanRegression(train, waiting_pays(toy, 2), Recipe(members=2, width=24, epochs=20))
     cascade = evaluate(Staged(regression), test, lam[:1])[0]
     assert cascade.reward < 0.6  # the early plan gives 0.6 - 0.7 * 0.2, waiting 1.0 - 0.7 * 0.4
-    config = TrainConfig(groups=16, k=8, n_steps=18, widths=(32,), learning_rate=2e-3, budget_share=0.0, b=0.0)
+    config = TrainConfig(groups=16, k=8, n_steps=18, n_epochs=4, batch_size=512, widths=(32,), b=0.0)
+    config = replace(config, learning_rate=2e-3, budget_share=0.0)
     model = build_model(train, config, lam)
     model.set_logger(Logger(None, []))
     clone(model.policy, regression, train, actions, terms_of(config, lam), WarmRecipe(epochs=10, temperature=0.05))

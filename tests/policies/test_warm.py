@@ -33,7 +33,7 @@ class Knows:
 def cloned(toy):
     table = toy.table(1000)
     model = build(table, TrainConfig(groups=2, k=2, widths=(48,)), TERMS.lam)
-    recipe = WarmRecipe(epochs=60, batch=512)
+    recipe = WarmRecipe(epochs=60, batch=512, temperature=0.03)
     losses = clone(model.policy, Knows(toy), table, ActionTable.from_portfolio(toy.PORTFOLIO), TERMS, recipe)
     return model.policy, losses
 
