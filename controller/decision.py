@@ -14,6 +14,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -84,6 +85,7 @@ class Controller:
         self.lam = self.dial(lam=lam, budget=budget)
         self._network = network or artefact.network
         self._lock = Lock()
+        self._ranges: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         table = artefact.table
         self._offered = {} if table is None else {stage: table.legal(stage) for stage in STAGES}
 
@@ -141,7 +143,7 @@ class Controller:
         The mask is narrowed to what the action table offers at the stage, so that `choice` knows the answer.
         """
         if isinstance(mask, np.ndarray) and stage in self._offered and mask.shape == self._offered[stage].shape:
-            mask = np.where(self._offered[stage], mask, 0)
+            mask = mask & self._offered[stage] if mask.dtype == bool else np.where(self._offered[stage], mask, 0)
         try:
             features: Any = self.artefact.layout.assemble(stage, self.lam if lam is None else lam, progress, groups)
         except Exception as error:
@@ -163,30 +165,45 @@ class Controller:
 
     def _decide(self, features: Any, mask: np.ndarray | None) -> Decision:
         artefact = self.artefact
-        if mask is None or not mask.any():
+        if mask is None or not np.count_nonzero(mask):
             return _safe(mask, "mask")
         size = artefact.layout.size
         if not isinstance(features, np.ndarray) or features.shape != (size,) or features.dtype.kind != "f":
             return _safe(mask, "shape")
-        if not np.isfinite(features).all():
-            return _safe(mask, "nan")
-        revealed = artefact.layout.revealed(features)
-        outside = np.count_nonzero(artefact.normalisation.outside(features) & revealed)
-        if outside > artefact.outside_limit * np.count_nonzero(revealed):
-            return _safe(mask, "outside")
-        scores = self._network(artefact.normalisation(features))
-        if not all(np.isfinite(part).all() for part in scores):
+        low, high, revealed = self._range(features)
+        inside = (features >= low) & (features <= high)
+        if np.count_nonzero(inside) < size:  # NaN and infinity are in no range
+            if not np.isfinite(features).all():
+                return _safe(mask, "nan")
+            outside = np.count_nonzero(artefact.normalisation.outside(features) & revealed)
+            if outside > artefact.outside_limit * np.count_nonzero(revealed):
+                return _safe(mask, "outside")
+        first, second = self._network(artefact.normalisation(features))
+        if not isfinite(sum(first.ravel().tolist()) + sum(second.ravel().tolist())):
             return _safe(mask, "nan")
         kind = artefact.network.kind
-        return Decision(*pick(kind, scores, mask, read_lambda(features)), kind)
+        return Decision(*pick(kind, (first, second), mask, read_lambda(features)), kind)
+
+    def _range(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Lowest and highest value of each entry in training, without bound where no feature is revealed; and where one
+        is."""
+        revealed = self.artefact.layout.revealed(features)
+        known = self._ranges.get(id(revealed))
+        if known is None:
+            norm, most = self.artefact.normalisation, np.finfo(np.float32).max
+            known = np.where(revealed, norm.low, -most), np.where(revealed, norm.high, most), revealed
+            self._ranges[id(revealed)] = known
+        return known
 
 
 def _readable(mask: Any, shape: tuple[int, int]) -> np.ndarray | None:
     """The mask as (M, R) bool, or None where it is not one: another shape, another type, values besides 0 and 1."""
     if not isinstance(mask, np.ndarray) or mask.shape != tuple(shape) or mask.dtype.kind not in "biuf":
         return None
+    if mask.dtype == bool:
+        return mask
     legal = mask.astype(bool)
-    return legal if mask.dtype == bool or (legal == mask).all() else None  # NaN or 2 equals no truth value
+    return legal if (legal == mask).all() else None  # NaN or 2 equals no truth value
 
 
 def _safe(mask: np.ndarray | None, reason: str) -> Decision:

@@ -38,6 +38,7 @@ import math
 import re
 import unicodedata
 import zlib
+from functools import lru_cache
 
 import numpy as np
 
@@ -103,9 +104,9 @@ QUESTION_FEATURES: tuple[str, ...] = (
 )
 
 _LUMA = np.asarray([0.299, 0.587, 0.114], np.float32) / np.float32(255)
-_OPPONENTS = np.asarray([[1, 0.5], [-1, 0.5], [0, -1]], np.float32)
 _PLACES = np.asarray([64, 8, 1], np.float32)
-_ONES = np.ones(3, np.float32)
+_OPPONENTS = np.asarray([[1, -1, 0], [0.5, 0.5, -1]], np.float32)
+_add = np.add.reduce  # without the checks of np.sum, which would cost as much as these small sums
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 _QUOTED = re.compile(r"[\"“”«»]|(?<!\w)['‘`][^'’`]+['’`](?!\w)")
 _APOSTROPHES = str.maketrans("", "", "'’")
@@ -131,8 +132,10 @@ def pixel_features(image: np.ndarray) -> np.ndarray:
         raise ValueError(f"image: no pixels, shape {image.shape}")
     image = _sampled(image)
     luma = image.astype(np.float32) @ _LUMA
+    first = float(luma[0, 0])
+    luma -= first  # a constant picture is exactly 0 then, whatever the order of sums
     values = [
-        *_tones(luma),
+        *_tones(luma, first),
         *_colours(image[::2, ::2]),
         *_structure(luma),
         math.log2(height) / 16,
@@ -185,107 +188,128 @@ def _sampled(image: np.ndarray) -> np.ndarray:
     return np.pad(image, [(0, missing[0]), (0, missing[1]), (0, 0)], mode="edge") if any(missing) else image
 
 
-def _tones(luma: np.ndarray) -> tuple[float, ...]:
-    """Light and dark: mean_luma .. luma_entropy."""
-    bins = np.bincount((luma.ravel() * 31.999).astype(np.intp), minlength=32) / luma.size
-    mean, deviation = _moments(luma.ravel())
-    return mean, 2 * deviation, bins[:6].sum(), bins[26:].sum(), _entropy(bins) / math.log(32)
+def _tones(luma: np.ndarray, first: float) -> tuple[float, ...]:
+    """Light and dark: mean_luma .. luma_entropy, of luma less its first value."""
+    luma = luma.ravel()
+    levels = (luma + np.float32(first)) * np.float32(31.999)
+    shares = [count / luma.size for count in np.bincount(levels.astype(np.int32), minlength=32).tolist()]
+    mean = float(_add(luma)) / luma.size
+    deviation = math.sqrt(max(float(luma @ luma) / luma.size - mean**2, 0.0))
+    entropy = -sum(share * math.log(share) for share in shares if share)
+    return first + mean, 2 * deviation, sum(shares[:6]), sum(shares[26:]), entropy / math.log(32)
 
 
 def _colours(image: np.ndarray) -> tuple[float, ...]:
     """Opponent colours, a histogram of 8 levels a channel and what differs from its top: colourfulness .. blobs."""
-    pixels = image.reshape(-1, 3)
-    colour = pixels.astype(np.float32) / 255
-    moments = [_moments(opponent) for opponent in (colour @ _OPPONENTS).T]
-    (mean_a, deviation_a), (mean_b, deviation_b) = moments
-    code = ((pixels >> 5).astype(np.float32) @ _PLACES).astype(np.intp)
+    planes = image.transpose(2, 0, 1).astype(np.float32, order="C").reshape(3, -1)
+    code = (_PLACES @ np.floor(planes * np.float32(1 / 32))).astype(np.int32)
     bins = np.bincount(code, minlength=512)
     top = int(bins.argmax())
-    distance = np.abs(colour - colour[code == top].mean(axis=0)) @ _ONES
-    unlike = (distance > 0.3).astype(np.float32).reshape(image.shape[:2])
+    size, most = code.size, int(bins[top])
+    first = planes[:, :1].copy()
+    planes -= first  # as with luma
+    away = planes - (planes @ (code == top).astype(np.float32) / np.float32(most))[:, None]
+    unlike = (_add(np.abs(away, out=away)) > np.float32(0.3 * 255)).astype(np.float32).reshape(image.shape[:2])
+    opponents = _OPPONENTS @ planes
     return (
-        math.hypot(deviation_a, deviation_b) + 0.3 * math.hypot(mean_a, mean_b),
+        _colourfulness(opponents, (_OPPONENTS @ first).ravel().tolist()),
         math.log2(1 + np.count_nonzero(bins)) / math.log2(513),
-        int(bins[top]) / code.size,
+        most / size,
         math.log2(1 + _groups(_cells(unlike, CELL // 2) > 0.3)) / 6,
     )
 
 
+def _colourfulness(opponents: np.ndarray, first: list[float]) -> float:
+    """Joint deviation plus 0.3 times the joint mean of opponent colours (2, n), 0 .. 255, given less their first."""
+    size = opponents.shape[1]
+    means = [total / size for total in _add(opponents, axis=1).tolist()]
+    squares = [square / size for square in np.vecdot(opponents, opponents).tolist()]
+    variance = sum(square - mean**2 for square, mean in zip(squares, means, strict=True))
+    mean = math.hypot(*(away + mean for away, mean in zip(first, means, strict=True)))
+    return (math.sqrt(max(variance, 0.0)) + 0.3 * mean) / 255
+
+
 def _structure(luma: np.ndarray) -> tuple[float, ...]:
-    """Edges and where they are: edge_density .. detail."""
-    across, down = np.zeros_like(luma), np.zeros_like(luma)
-    step = luma[:, 1:] - luma[:, :-1]
-    np.abs(step, out=across[:, :-1])
-    np.abs(luma[1:] - luma[:-1], out=down[:-1])
-    gradient = (across + down) / 2
-    rows, columns = gradient.sum(axis=1) / gradient.shape[1], gradient.sum(axis=0) / gradient.shape[0]
-    mean, sideways = float(rows.sum()) / rows.size, float(across.sum())
-    coarse = _cells(luma, CELL // 2)
+    """Edges and where they are: edge_density .. detail; the same whatever is added to luma."""
+    height, width = luma.shape
+    step, down = luma[:, 1:] - luma[:, :-1], luma[1:] - luma[:-1]
+    second = _total(step[:, 1:] - step[:, :-1])
+    twice = np.zeros_like(luma)  # the gradient, not yet halved
+    np.abs(step, out=twice[:, :-1])
+    sideways = float(_add(twice, axis=None))
+    twice[:-1] += np.abs(down, out=down)
+    rows, columns = _add(twice, axis=1) / (2 * width), _add(twice, axis=0) / (2 * height)
+    mean = float(_add(rows)) / height
+    coarse, cells = _cells(luma, CELL // 2), _cells(twice, CELL)
     coarse_steps = (coarse[:, 1:] - coarse[:, :-1], coarse[1:] - coarse[:-1])
-    cells = _cells(gradient, CELL)
-    second = float(np.abs(step[:, 1:] - step[:, :-1]).sum())
     return (
-        np.count_nonzero(gradient > 0.06) / gradient.size,
+        np.count_nonzero(twice > 0.12) / twice.size,
         mean,
-        sum(float(np.abs(steps).sum()) / steps.size for steps in coarse_steps) / 2,
-        sideways / (2 * mean * gradient.size) if mean > 1e-6 else 0.5,
-        np.count_nonzero(cells < 0.002) / cells.size,
-        np.count_nonzero(cells > 0.03) / cells.size,
+        sum(_total(steps) / steps.size for steps in coarse_steps) / 2,
+        sideways / (2 * mean * twice.size) if mean > 1e-6 else 0.5,
+        np.count_nonzero(cells < 0.004) / cells.size,
+        np.count_nonzero(cells > 0.06) / cells.size,
         *_centre(cells),
         *_profiles(rows, columns, mean),
         second / (2 * sideways) if sideways > 1e-6 else 0.0,
     )
 
 
+def _total(steps: np.ndarray) -> float:
+    """Sum of the absolute values, which are written over the steps."""
+    return float(_add(np.abs(steps, out=steps), axis=None))
+
+
 def _cells(values: np.ndarray, side: int) -> np.ndarray:
     """Means over side x side values; a remainder at the right and lower edge is left out."""
-    h, w = values.shape[0] // side, values.shape[1] // side
-    rows = values[: h * side, : w * side].reshape(h, side, w * side).sum(axis=1)
-    return rows.reshape(h, w, side).sum(axis=2) / (side * side)
+    height, width = values.shape
+    return _pool(height, side) @ values @ _pool(width, side).T
+
+
+@lru_cache(maxsize=64)
+def _pool(length: int, side: int) -> np.ndarray:
+    """(length // side, length) float32: takes means over `side` values."""
+    return (
+        np.eye(length // side, dtype=np.float32).repeat(side, axis=1)
+        @ np.eye(length // side * side, length, dtype=np.float32)
+        / side
+    )
 
 
 def _groups(cells: np.ndarray) -> int:
     """Groups of 8-connected cells less their holes, at least 0: the Euler number, from 2 x 2 patterns."""
-    framed = np.zeros((cells.shape[0] + 2, cells.shape[1] + 2), np.int8)
+    framed = np.zeros((cells.shape[0] + 2, cells.shape[1] + 2), np.intp)
     framed[1:-1, 1:-1] = cells
-    corner = framed[:-1, :-1]
-    used = corner + framed[:-1, 1:] + framed[1:, :-1] + framed[1:, 1:]
-    diagonal = np.count_nonzero((used == 2) & (corner == framed[1:, 1:]))
-    return max(0, (np.count_nonzero(used == 1) - np.count_nonzero(used == 3) - 2 * diagonal) // 4)
+    pairs = framed[:, :-1] + 2 * framed[:, 1:]
+    seen = np.bincount((pairs[:-1] + 4 * pairs[1:]).ravel(), minlength=16).tolist()
+    one, three = seen[1] + seen[2] + seen[4] + seen[8], seen[7] + seen[11] + seen[13] + seen[14]
+    return max(0, (one - three - 2 * (seen[6] + seen[9])) // 4)
 
 
 def _centre(cells: np.ndarray) -> tuple[float, float, float]:
     """centroid_x, centroid_y, spread of the gradient over the cells."""
-    total = float(cells.sum())
-    if total <= 1e-6:
+    total = float(_add(cells, axis=None))
+    if total <= 2e-6:
         return 0.5, 0.5, 0.0
-    moments = []
-    for axis in (0, 1):  # summed over rows first: the profile along x
-        weight = cells.sum(axis=axis) / total
-        place = (np.arange(weight.size) + 0.5) / weight.size
-        mean = float(weight @ place)
-        moments.append((mean, float(weight @ (place - mean) ** 2)))
-    (x, var_x), (y, var_y) = moments
-    return x, y, (2 * (var_x + var_y)) ** 0.5
+    y, x, yy, xx = (cells.ravel() @ _places(*cells.shape) / total).tolist()
+    return x, y, math.sqrt(max(2 * (xx - x**2 + yy - y**2), 0.0))
+
+
+@lru_cache(maxsize=64)
+def _places(height: int, width: int) -> np.ndarray:
+    """(height * width, 4) float64: row and column of each cell's middle as parts of the picture, and both squared."""
+    y, x = np.indices((height, width)).reshape(2, -1)
+    y, x = (y + 0.5) / height, (x + 0.5) / width
+    return np.stack([y, x, y**2, x**2], axis=1)
 
 
 def _profiles(rows: np.ndarray, columns: np.ndarray, mean: float) -> tuple[float, float, float]:
     """row_profile, column_profile, row_alternation."""
     if mean <= 1e-6:
         return 0.0, 0.0, 0.0
-    variation = [_moments(profile)[1] / mean for profile in (rows, columns)]
+    variation = []
+    for profile in (rows, columns):
+        apart = profile - np.float32(mean)
+        variation.append(math.sqrt(float(apart @ apart) / apart.size) / mean)
     above = rows > mean
     return *(v / (1 + v) for v in variation), np.count_nonzero(above[1:] != above[:-1]) / (above.size - 1)
-
-
-def _moments(values: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of (n,) values in one pass about the first value: a constant gives exactly 0."""
-    offset = values - values[0]
-    mean = float(offset.sum()) / offset.size
-    return float(values[0]) + mean, math.sqrt(max(float(offset @ offset) / offset.size - mean**2, 0.0))
-
-
-def _entropy(shares: np.ndarray) -> float:
-    """Natural entropy of shares that sum to 1."""
-    used = shares[shares > 0]
-    return float(-(used * np.log(used)).sum())

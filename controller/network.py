@@ -57,7 +57,9 @@ class Normalisation:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """(..., D) -> (..., D) float64."""
         mean, scale = self._double
-        return np.minimum(np.maximum((x - mean) / scale, -self.clip), self.clip)
+        z = x - mean
+        z /= scale
+        return np.minimum(np.maximum(z, -self.clip, out=z), self.clip, out=z)
 
     def outside(self, x: np.ndarray) -> np.ndarray:
         """(..., D) bool: the entries beyond what training saw."""
@@ -108,8 +110,12 @@ class Network:
         return len({name.split(".")[1] for name in self.arrays if name.startswith("trunk.")})
 
     @cached_property
-    def _double(self) -> dict[str, np.ndarray]:
-        return {name: values.astype(np.float64) for name, values in self.arrays.items()}
+    def _double(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(in, out) weight and bias of each layer in float64; the last one is both heads beside each other."""
+        double = {name: values.astype(np.float64) for name, values in self.arrays.items()}
+        trunk = [(double[f"trunk.{i}.weight"].T, double[f"trunk.{i}.bias"]) for i in range(self.depth)]
+        heads = [np.concatenate([double[f"{h}.{part}"] for h in HEADS[self.kind]]) for part in ("weight", "bias")]
+        return [*trunk, (heads[0].T, heads[1])]
 
     def __call__(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Scores of normalised observations.
@@ -120,14 +126,17 @@ class Network:
         Returns:
             The two heads of `HEADS[kind]`, float32: "method" (..., M), the others (..., M, R).
         """
-        w, h = self._double, z
-        for layer in range(self.depth):
-            h = h @ w[f"trunk.{layer}.weight"].T + w[f"trunk.{layer}.bias"]
-            h = np.tanh(h) if self.activation == "tanh" else np.maximum(h, 0.0)
-        first, second = (h @ w[f"{head}.weight"].T + w[f"{head}.bias"] for head in HEADS[self.kind])
-        both = (*h.shape[:-1], *self.shape)
-        first = first if self.kind == "policy" else first.reshape(both)
-        return first.astype(np.float32), second.reshape(both).astype(np.float32)
+        *trunk, (weight, bias) = self._double
+        h = z
+        for w, b in trunk:
+            h = h @ w
+            h += b
+            h = np.tanh(h, out=h) if self.activation == "tanh" else np.maximum(h, 0.0, out=h)
+        scores = (h @ weight + bias).astype(np.float32)
+        both = (*scores.shape[:-1], *self.shape)
+        split = scores.shape[-1] - self.shape[0] * self.shape[1]
+        first, second = scores[..., :split], scores[..., split:].reshape(both)
+        return first if self.kind == "policy" else first.reshape(both), second
 
 
 def pick(kind: str, scores: tuple[np.ndarray, np.ndarray], mask: np.ndarray, lam: float) -> Action:
@@ -143,9 +152,12 @@ def pick(kind: str, scores: tuple[np.ndarray, np.ndarray], mask: np.ndarray, lam
         (row, ratio level).
     """
     first, second = scores
-    if kind == "policy":
-        row = int(np.where(mask.any(axis=1), first, -np.inf).argmax())
-        return row, int(np.where(mask[row], second[row], -np.inf).argmax())
+    if kind == "policy":  # in plain Python: so few numbers are compared faster than handed to numpy
+        legal = mask.tolist()
+        likes = first.tolist()
+        row = max((r for r, levels in enumerate(legal) if True in levels), key=likes.__getitem__)
+        likes = second[row].tolist()
+        return row, max((level for level, yes in enumerate(legal[row]) if yes), key=likes.__getitem__)
     worth = np.where(mask, first.astype(np.float64) - lam * second, -np.inf).astype(np.float32)
     row, level = np.unravel_index(int(worth.argmax()), mask.shape)
     return int(row), int(level)

@@ -30,6 +30,8 @@ HEAD: tuple[str, ...] = (
     *(f"stage_{stage}" for stage in STAGES),
     *("log_lambda", "has_budget", "budget_left", "spent", "tokens_left", "turns"),
 )
+_ONE_HOT = {stage: tuple(float(stage == other) for other in STAGES) for stage in STAGES}
+_SEEN = np.ones(1, np.float32)
 LAMBDA_LIMITS = (1e-4, 100.0)
 MAX_SHARE = 2.0
 
@@ -96,10 +98,25 @@ class Layout:
             start += 1 + len(names)
         return places
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Length D of the vector."""
         return len(self.names)
+
+    @cached_property
+    def _hidden(self) -> dict[str, np.ndarray]:
+        """What stands in the vector for each group that has not been revealed."""
+        return {g: np.zeros(1 + len(names), np.float32) for g, names in zip(GROUPS, self.features, strict=True)}
+
+    @cached_property
+    def _flags(self) -> np.ndarray:
+        """Places of the groups' seen flags."""
+        return np.array([self.slices[group].start for group in GROUPS])
+
+    @cached_property
+    def _revealed(self) -> dict[bytes, np.ndarray]:
+        """Seen flags -> what `revealed` gives."""
+        return {}
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Lowest and highest value of every entry, (D,) float32 each; infinite for token features."""
@@ -129,28 +146,30 @@ class Layout:
         """
         if stage not in STAGES:
             raise ValueError(f"stage: unknown {stage!r}; known: {', '.join(STAGES)}")
-        if unknown := set(groups) - set(GROUPS):
-            raise ValueError(f"groups: unknown {min(unknown)!r}; known: {', '.join(GROUPS)}")
-        vector = np.zeros(self.size, np.float32)
-        vector[STAGES.index(stage)] = 1.0
-        vector[len(STAGES) : len(HEAD)] = _head(lam, progress)
-        for group, values in groups.items():
-            place = self.slices[group]
-            values = np.asarray(values, np.float32)
-            if values.shape != (place.stop - place.start - 1,):
-                expected = place.stop - place.start - 1
-                raise ValueError(f"groups: {group!r} has shape {values.shape}, expected ({expected},)")
-            vector[place.start] = 1.0
-            vector[place.start + 1 : place.stop] = values
-        return vector
+        if not self._hidden.keys() >= groups.keys():
+            raise ValueError(f"groups: unknown {min(set(groups) - set(GROUPS))!r}; known: {', '.join(GROUPS)}")
+        parts = [np.array(_ONE_HOT[stage] + _head(lam, progress), np.float32)]
+        for group, hidden in self._hidden.items():
+            if group not in groups:
+                parts.append(hidden)
+                continue
+            values = np.asarray(groups[group], np.float32)
+            if values.shape != (len(hidden) - 1,):
+                raise ValueError(f"groups: {group!r} has shape {values.shape}, expected ({len(hidden) - 1},)")
+            parts += (_SEEN, values)
+        return np.concatenate(parts)
 
     def revealed(self, vector: np.ndarray) -> np.ndarray:
-        """(D,) bool: the entries that hold a feature of a group seen so far; head and flags are False."""
-        inside = np.zeros(self.size, bool)
-        for group in GROUPS:
-            place = self.slices[group]
-            inside[place.start + 1 : place.stop] = vector[place.start] > 0.5
-        return inside
+        """(D,) bool: the entries that hold a feature of a group seen so far; head and flags are False. Not to be
+        written to."""
+        seen = vector[self._flags] > 0.5
+        known = self._revealed.get(seen.tobytes())
+        if known is None:
+            known = np.zeros(self.size, bool)
+            for group, yes in zip(GROUPS, seen, strict=True):
+                known[self.slices[group].start + 1 : self.slices[group].stop] = yes
+            self._revealed[seen.tobytes()] = known
+        return known
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a file."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,6 +106,24 @@ class Asker:
             out[signal.key] = torch.cat([cls, patches], dim=axis) if takes_cls else patches
         return out
 
+    def cls_attention(self, row: int, stage: str) -> np.ndarray:
+        """(n,) float32: attention of CLS in the last block on a row's tokens behind the tower, mean over heads.
+
+        The block has just run: its queries and keys are at hand.
+        """
+        tower, (group, number) = self.host.tower, self.of.traces[row]
+        bias, block = group.inputs[-1].bias, tower.depth - 1
+        m = group.k.shape[2]
+        self.charge([row], stage, encoder_signal_flops(self.host.shape.vit, ["cls_attention"], m, at_hand=True))
+        if tower.has_cls and bias is None and not group.history.steps:  # as the tower left it
+            q, k = compute.numbers(group.q[number, :, 0]), compute.numbers(group.k[number])
+            return compute.mean_softmax((k @ q[:, :, None])[..., 0], tower.layers[block].self_attn.scale)[1:]
+        index = torch.tensor([number], device=self.host.device)
+        bias = None if bias is None else bias[index]
+        whole = compute.tower_signal(tower, "cls_attention", group.q[index], group.k[index], bias)
+        patches = compute.without_cls("cls_attention", whole, tower.first)[1]
+        return compute.numbers(carry_signal("cls_attention", patches, group.history.at(index).since(block)).mean(1)[0])
+
     def text(self, compressor: Compressor, rows: Sequence[int], x: Tensor, stage: str) -> dict[str, Tensor]:
         """Text similarity of tokens x (b, n, D), where the method asks for it."""
         keys = [s.key for s in compressor.signals(self.host.tower.depth) if s.kind == "text_similarity"]
@@ -124,7 +143,8 @@ class Asker:
                 self._text[row] = vector
                 self.of.ledger[row].add(stage, "question embedding", cost)
         self.charge(rows, stage, text.similarity_flops(x.shape[1]))
-        return text.similarity(x, self.host.tower.norm_out, torch.stack([self._text[row] for row in rows]))
+        found = [self._text[row] for row in rows]
+        return text.similarity(x, self.host.tower.norm_out, torch.stack(found) if len(found) > 1 else found[0][None])
 
     def in_prefill(self, prefill: Prefill, compressor: Reducer, rows: Tensor, now: int) -> dict[str, Tensor]:
         """For a group of rows standing before layer `now` of the decoder."""

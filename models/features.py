@@ -5,40 +5,41 @@
     encoder  the outside stage    tokens behind the encoder stage, and the CLS attention that led to them
     layer1   the prefill stage    the last prompt token behind decoder layer 0
 
-Cosines lie in [-1, 1], all else in [0, 1]. A row without visual tokens has zeros; so have the text features where the
-host has no text tower.
+Cosines lie in [-1, 1], all else in [0, 1]. A row without visual tokens has zeros.
+
+All decisions together must cost a few percent of a small model's pass. At that size the number of calls counts, not
+their arithmetic: rows are looked at one by one, in numpy, and nothing is computed that the pass has at hand. The
+question's embedding is left to the methods that want it: a text tower alone would cost as much as all of this.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from foveate.compressors.base import Grid
-from foveate.compressors.signals import Signal
 from foveate.models.ledger import encoder_signal_flops, last_query_flops
-from foveate.models.signals import last_query
-from foveate.models.visual import VisualState, groups
+from foveate.models.signals import last_state_attention, numbers, read
+from foveate.models.visual import VisualState
 from foveate.plans.cost import lm_head
 
 if TYPE_CHECKING:
     from foveate.models.llava import LlavaHost
     from foveate.models.passes import Pass
 
-SAMPLE = 64
-"""Tokens at even distances that participation and text similarity look at in `block1`."""
+SAMPLE = 32
+"""Tokens at even distances that participation looks at."""
 
-TEXT = ("text_mean", "text_peak", "text_spread")
 TOKEN_FEATURES: dict[str, tuple[str, ...]] = {
-    "block1": ("neighbour_cosine", "edge_share", "common_cosine", "background_share", "participation", *TEXT),
+    "block1": ("neighbour_cosine", "edge_share", "common_cosine", "background_share", "participation"),
     "encoder": (
         *("neighbour_cosine", "edge_share", "common_cosine", "background_share"),
-        *("cls_entropy", "cls_top", "cls_peak", "cls_reach", *TEXT),
+        *("cls_entropy", "cls_top", "cls_peak", "cls_reach"),
     ),
     "layer1": ("visual_mass", "entropy", "top", "peak", "reach", "lens_margin", "lens_entropy"),
 }
@@ -51,38 +52,38 @@ TOKEN_FEATURES: dict[str, tuple[str, ...]] = {
   mean over heads: entropy over log n; the part on the tenth of tokens that gets most; the part on one; root mean square
   distance from its centre in half diagonals of the grid.
 * visual_mass: share of the last prompt token's attention that visual tokens get.
-* text_*: mean, maximum, standard deviation of the tokens' cosine with the question.
 * lens_*: the next token as layer 0 would say it: first less second probability; entropy over log V.
 """
 
+_add = np.add.reduce  # without the checks of np.sum, which would cost as much as the sum
+
 
 @torch.no_grad()
-def reveal(p: Pass, group: str) -> list[np.ndarray]:
-    """Each row's features at the stop that a group belongs to, (d,) float32; runs the pass up to there.
+def reveal(p: Pass, group: str, rows: Sequence[int] | None = None) -> list[np.ndarray]:
+    """Features of some rows at the stop that a group belongs to, (d,) float32 each; runs the pass up to there.
 
     Args:
-        p: a pass that stands before the group's stage; its ledgers are charged under "features".
+        p: a pass that stands before the group's stage; the ledgers of the rows are charged under "features".
         group: a key of `TOKEN_FEATURES`.
+        rows: whose; None = all rows'.
 
     Raises:
         ValueError: unknown group.
     """
     if group not in TOKEN_FEATURES:
         raise ValueError(f"features: unknown group {group!r}; known: {', '.join(TOKEN_FEATURES)}")
-    out = np.zeros((len(p), len(TOKEN_FEATURES[group])), np.float32)
     if group == "layer1":
         p.peek()
-        keys = [(visual[0],) for visual in p.opened.visual]
+        left, of = [visual[0] for visual in p.opened.visual], _layer1
     else:
         p.peek_encoder()
         if group == "encoder" and "encoder" not in p.states:
             p.encode()
-        keys = [(s.n, s.grid, s.whole) for s in p.states["peek" if group == "block1" else "encoder"]]
-    of = {"block1": _block1, "encoder": _encoder, "layer1": _layer1}[group]
-    for key, rows in groups(keys):
-        if key[0]:
-            out[rows] = of(p, rows).float().cpu().numpy()
-    return list(out)
+        left = [state.n for state in p.states["peek" if group == "block1" else "encoder"]]
+        of = _block1 if group == "block1" else _encoder
+    width = len(TOKEN_FEATURES[group])
+    asked = range(len(p)) if rows is None else rows
+    return [np.array(of(p, row) if left[row] else [0.0] * width, np.float32) for row in asked]
 
 
 def feature_flops(host: LlavaHost, n_text: int | None = None) -> dict[str, int]:
@@ -90,20 +91,13 @@ def feature_flops(host: LlavaHost, n_text: int | None = None) -> dict[str, int]:
 
     Args:
         host: the model.
-        n_text: prompt entries that are text; None = as many as decoder and text tower have positions for.
+        n_text: prompt entries that are text; None = as many as the decoder has positions for.
     """
     n, vit, decoder = host.n_visual, host.shape.vit, host.shape.decoder
     entries = host.decoder.config.max_position_embeddings if n_text is None else n + n_text + int(host.cls_stays)
-    cls = encoder_signal_flops(vit, ["cls_attention"], n + int(vit.cls), False)
-    found = {
-        "block1": sum(_own(host, "block1", n)),
-        "encoder": sum(_own(host, "encoder", n)) + cls,
-        "layer1": sum(_own(host, "layer1", n)) + last_query_flops(decoder, entries, True),
-    }
-    if host.text is not None:
-        question = host.text.flops(host.text.limit if n_text is None else host.question_tokens(n_text))
-        found["block1"] += question + host.text.similarity_flops(min(n, SAMPLE))
-        found["encoder"] += question + host.text.similarity_flops(n)
+    found = {group: sum(_own(host, group, n)) for group in TOKEN_FEATURES}
+    found["encoder"] += encoder_signal_flops(vit, ["cls_attention"], n + int(vit.cls), at_hand=True)
+    found["layer1"] += last_query_flops(decoder, entries, has_run=True)
     return found
 
 
@@ -111,98 +105,116 @@ def _own(host: LlavaHost, group: str, n: int) -> tuple[int, int]:
     """Matrix and other FLOPs of a group on n visual tokens, signals apart."""
     vit, decoder = host.shape.vit, host.shape.decoder
     if group == "layer1":
-        return lm_head(decoder, 1), 10 * decoder.heads * n + 8 * decoder.vocab
-    gram = 2 * min(n, SAMPLE) ** 2 * vit.dim if group == "block1" else 0
-    return gram, 12 * n * vit.dim + 10 * n
+        return lm_head(decoder, 1) + 8 * n, 10 * decoder.heads * n + 8 * decoder.vocab
+    common = 2 * n * vit.dim + 4 * vit.dim
+    beside = 2 * min(n, SAMPLE) ** 2 * vit.dim if group == "block1" else 8 * n
+    return common + beside, 12 * n * vit.dim + 10 * n
 
 
-def _charge(p: Pass, rows: list[int], group: str, n: int) -> None:
+def _charge(p: Pass, row: int, group: str, n: int) -> None:
     matrix, other = _own(p.host, group, n)
-    for row in rows:
-        p.ledger[row].add("features", group, matrix)
-        p.ledger[row].add("features", group, other, "other")
+    p.ledger[row].add("features", group, matrix)
+    p.ledger[row].add("features", group, other, "other")
 
 
-def _block1(p: Pass, rows: list[int]) -> Tensor:
-    states = [p.states["peek"][row] for row in rows]
-    x, n = torch.stack([s.x for s in states]), states[0].n
-    some = x[:, torch.linspace(0, n - 1, min(n, SAMPLE), device=x.device).round().long()]
-    apart = some.float() - some.float().mean(1, keepdim=True)
-    gram = apart @ apart.transpose(1, 2)
-    trace = gram.diagonal(dim1=1, dim2=2).sum(1)
-    participation = trace.square() / gram.square().sum(dim=(1, 2)).clamp(min=1e-12) / some.shape[1]
-    _charge(p, rows, "block1", n)
-    return torch.stack([*_alike(x, states[0]), participation, *_text(p, rows, some)], dim=1)
+def _block1(p: Pass, row: int) -> list[float]:
+    state = p.states["peek"][row]
+    x = numbers(state.x)
+    some = x[_spaced(len(x))]
+    apart = some - _ones(len(some)) @ some / np.float32(len(some))
+    gram = apart @ apart.T
+    trace, square = float(np.vdot(apart, apart)), float(np.vdot(gram, gram))
+    _charge(p, row, "block1", len(x))
+    return [*_alike(x, state), trace**2 / max(square, 1e-12) / len(some)]
 
 
-def _encoder(p: Pass, rows: list[int]) -> Tensor:
-    states = [p.states["encoder"][row] for row in rows]
-    x = torch.stack([s.x for s in states])
-    asked = [Signal("cls_attention")]
-    attention = p.ask.of_block(rows, p.host.encoder_depth - 1, asked, "features")["cls_attention"].mean(1)
-    _charge(p, rows, "encoder", states[0].n)
-    position = torch.stack([s.position for s in states])
-    return torch.stack(
-        [*_alike(x, states[0]), *_concentration(attention, position, states[0].grid), *_text(p, rows, x)], dim=1
-    )
+def _encoder(p: Pass, row: int) -> list[float]:
+    state = p.states["encoder"][row]
+    x = numbers(state.x)
+    attention = p.ask.cls_attention(row, "features")
+    _charge(p, row, "encoder", len(x))
+    return [*_alike(x, state), *_concentration(attention, _places(state))]
 
 
-def _layer1(p: Pass, rows: list[int]) -> Tensor:
-    decoder, cache = p.host.decoder, p.opened.caches[0]
-    stream = cache.stream
-    index = torch.tensor(rows, device=stream.x.device)
-    attention = last_query(decoder, stream, cache, 0, index).mean(1)
-    for row in rows:
-        flops = last_query_flops(p.host.shape.decoder, p.opened.entries[row][0], has_run=True)
-        p.ledger[row].add("features", "signals", flops)
-    _charge(p, rows, "layer1", attention.shape[1])
-    position = stream.position[
-        index[:, None], stream.start[index][:, None] + torch.arange(attention.shape[1], device=index.device)
-    ]
-    reach = [
-        _concentration(attention[i : i + 1], position[i : i + 1], p.opened.grids[row]) for i, row in enumerate(rows)
-    ]
-    said = decoder.logits(p.opened.stream.x[index, stream.length[index] - 1]).softmax(-1)
-    two = said.topk(2, dim=-1).values
-    lens = [two[:, 0] - two[:, 1], torch.special.entr(said).sum(1) / math.log(said.shape[1])]
-    return torch.stack([attention.sum(1), *(torch.cat(column) for column in zip(*reach, strict=True)), *lens], dim=1)
+def _layer1(p: Pass, row: int) -> list[float]:
+    opened, decoder = p.opened, p.host.decoder
+    n, entries = opened.visual[row][0], opened.entries[row][0]
+    behind = entries - len(p.rows[row].after) - n  # the first visual entry
+    attention = last_state_attention(opened, row)[behind : behind + n]
+    p.ledger[row].add("features", "signals", last_query_flops(p.host.shape.decoder, entries, has_run=True))
+    _charge(p, row, "layer1", n)
+    said = read(opened.stream.x[row, entries - 1], decoder.model.norm, decoder.head)
+    mass = float(_add(attention))
+    return [mass, *_concentration(attention, _places(p.states["projector"][row])), *_lens(said)]
 
 
-def _alike(x: Tensor, of: VisualState) -> list[Tensor]:
-    """neighbour_cosine, edge_share, common_cosine, background_share of tokens x (b, n, D), each (b,)."""
-    unit = F.normalize(x.float(), dim=-1)
-    n = unit.shape[1]
+def _lens(logits: np.ndarray) -> tuple[float, float]:
+    """lens_margin and lens_entropy of logits (V,), which are overwritten."""
+    first = int(logits.argmax())
+    logits -= logits[first]
+    weight = np.exp(logits)
+    total = float(_add(weight))
+    entropy = math.log(total) - float(weight @ np.maximum(logits, -1e4)) / total  # 0 times -inf would be NaN
+    weight[first] = 0
+    return (1.0 - float(np.maximum.reduce(weight))) / total, entropy / math.log(len(weight))
+
+
+def _alike(x: np.ndarray, of: VisualState) -> list[float]:
+    """neighbour_cosine, edge_share, common_cosine, background_share of tokens x (n, D)."""
+    n = len(x)
+    scale = 1 / np.sqrt(np.maximum(np.vecdot(x, x), 1e-24))
+    unit = x * scale[:, None]
     if of.whole:
-        _, h, w = of.grid
-        plane = unit.view(len(unit), h, w, -1)
-        right, down = (plane[:, :, 1:] * plane[:, :, :-1]).sum(-1), (plane[:, 1:] * plane[:, :-1]).sum(-1)
-        near = torch.cat([right.flatten(1), down.flatten(1)], dim=1)
+        plane = unit.reshape(of.grid[1], of.grid[2], -1)
+        right, down = np.vecdot(plane[:, 1:], plane[:, :-1]), np.vecdot(plane[1:], plane[:-1])
+        near = np.concatenate([right.ravel(), down.ravel()])
     else:
-        near = (unit[:, 1:] * unit[:, :-1]).sum(-1)
-    near = near if near.shape[1] else near.new_ones(len(unit), 1)  # a single token has no neighbour
-    total = unit.sum(1)
-    common = (total.square().sum(-1) - n) / max(1, n * (n - 1)) if n > 1 else torch.ones_like(total[:, 0])
-    background = (unit * F.normalize(x.float().mean(1), dim=-1)[:, None]).sum(-1) > 0.9
-    return [near.mean(1), (near < 0.5).float().mean(1), common, background.float().mean(1)]
+        near = np.vecdot(unit[1:], unit[:-1])
+    if not len(near):  # a single token has no neighbour
+        return [1.0, 0.0, 1.0, 1.0]
+    total, mean = scale @ x, _ones(n) @ x  # sums of unit tokens and of tokens
+    common = (float(total @ total) - n) / (n * (n - 1))  # the square of a sum holds the products of all pairs
+    background = unit @ mean > 0.9 * math.sqrt(mean @ mean)
+    edges = np.count_nonzero(near < 0.5)
+    return [float(_add(near)) / len(near), edges / len(near), common, np.count_nonzero(background) / n]
 
 
-def _concentration(attention: Tensor, position: Tensor, grid: Grid) -> list[Tensor]:
-    """entropy, top, peak, reach of attention (b, n) on tokens at positions (b, n) of a grid, each (b,)."""
-    share = attention / attention.sum(1, keepdim=True).clamp(min=1e-12)
-    n = share.shape[1]
-    entropy = torch.special.entr(share).sum(1) / math.log(max(2, n))
-    top = share.topk(max(1, n // 10), dim=1).values.sum(1)
-    at = position.clamp(min=0)
-    places = torch.stack([at // grid[2] % grid[1] / grid[1], at % grid[2] / grid[2]], dim=-1)
-    weight = share[..., None]
-    centre = (weight * places).sum(1, keepdim=True)
-    reach = (weight * (places - centre).square()).sum(dim=(1, 2)).sqrt() / math.sqrt(0.5)
-    return [entropy, top, share.amax(1), reach]
+def _concentration(attention: np.ndarray, places: np.ndarray) -> list[float]:
+    """entropy, top, peak, reach of attention (n,) on tokens at places (n, 4)."""
+    share = attention.astype(np.float64)
+    n = len(share)
+    share /= max(float(_add(share)), 1e-12)
+    entropy = -float(share @ np.log(np.maximum(share, 1e-30))) / math.log(max(2, n))
+    y, x, yy, xx = (share @ places).tolist()
+    reach = math.sqrt(max(yy + xx - y * y - x * x, 0.0) / 0.5)
+    most = max(1, n // 10)
+    share.partition(n - most)  # in place: nothing behind this line needs the order
+    tenth = share[n - most :]
+    return [entropy, float(_add(tenth)), float(np.maximum.reduce(tenth)), reach]
 
 
-def _text(p: Pass, rows: list[int], x: Tensor) -> list[Tensor]:
-    """text_mean, text_peak, text_spread of tokens x (b, n, D), each (b,)."""
-    if p.host.text is None:
-        return [torch.zeros(len(rows), device=x.device)] * len(TEXT)
-    cosine = p.ask.similarity(rows, x, "features")
-    return [cosine.mean(1), cosine.amax(1), cosine.std(1, correction=0)]
+def _places(state: VisualState) -> np.ndarray:
+    """(n, 4) float64: row and column from the grid's centre as parts of its sides, and both squared."""
+    return _whole_grid(state.grid) if state.whole else _placed(state.position.cpu().numpy(), state.grid)
+
+
+@lru_cache(maxsize=64)
+def _whole_grid(grid: Grid) -> np.ndarray:
+    return _placed(np.arange(grid[0] * grid[1] * grid[2]), grid)
+
+
+def _placed(position: np.ndarray, grid: Grid) -> np.ndarray:
+    at = np.maximum(position, 0)
+    row, column = at // grid[2] % grid[1] / grid[1] - 0.5, at % grid[2] / grid[2] - 0.5
+    return np.stack([row, column, row**2, column**2], axis=1)
+
+
+@lru_cache(maxsize=64)
+def _ones(n: int) -> np.ndarray:
+    return np.ones(n, np.float32)
+
+
+@lru_cache(maxsize=64)
+def _spaced(n: int) -> np.ndarray:
+    """Indices of at most `SAMPLE` of n tokens, at even distances."""
+    return np.linspace(0, n - 1, min(n, SAMPLE)).round().astype(np.intp)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 STOP_GROUP = {"encoder": "block1", "outside": "encoder", "prefill": "layer1"}
 """Stop -> the token features that are computed there when a decision is due."""
 
-TEXT_GROUPS = ("block1", "encoder")
+TEXT_GROUPS: tuple[str, ...] = ()
 """Token features that need the question's embedding, which is paid for once: group "text" of a feature cost."""
 
 
@@ -92,6 +92,7 @@ class Masks:
             emits_grid={key for key in known if COMPRESSORS[key].emits_grid},
         )
         self._feature_costs: dict[int, dict[str, float]] = {}
+        self._fulls: dict[int, float] = {}
         self._reasons: dict[Plan, str | None] = {}
         self._prices: dict[int, dict[Plan, float]] = {}
         self._searches: dict[int, dict[Any, Any]] = {}
@@ -149,7 +150,9 @@ class Masks:
 
     def full(self, n_text: int) -> float:
         """FLOPs of the uncompressed pass, without features: what cost shares are shares of."""
-        return float(self.host.forecast(UNCOMPRESSED, n_text, self.answer_tokens).total)
+        if n_text not in self._fulls:
+            self._fulls[n_text] = float(self.host.forecast(UNCOMPRESSED, n_text, self.answer_tokens).total)
+        return self._fulls[n_text]
 
     def mask(self, stage: str, prefix: Plan, n_text: int, budget: float | None = None) -> np.ndarray:
         """(M, R) bool, legal actions at a stage.

@@ -62,6 +62,13 @@ class Prefill:
         """The layer that runs next."""
         return len(self.caches)
 
+    @property
+    def rotation(self) -> tuple[Tensor, Tensor]:
+        """cos and sin (B, S, e) at the next layer's places."""
+        if self._rotation is None:
+            self._rotation = self.decoder.rotation(self.stream.x, self.stream.place)
+        return self._rotation
+
     def at(self, rows: Tensor) -> Prefill:
         """Some rows at the same stop; a row may be taken several times."""
         index = rows.tolist()
@@ -79,9 +86,7 @@ class Prefill:
 
     def step(self) -> None:
         """Runs the next layer."""
-        if self._rotation is None:
-            self._rotation = self.decoder.rotation(self.stream.x, self.stream.place)
-        out, cache = self.decoder.layer(self.layer, self.stream, self._rotation)
+        out, cache = self.decoder.layer(self.layer, self.stream, self.rotation)
         for row, (entries, n) in enumerate(zip(self.stream.length.tolist(), self.stream.n.tolist(), strict=True)):
             self.entries[row].append(entries)
             self.visual[row].append(n)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from foveate.compressors.base import Compressor
 from foveate.compressors.signals import FEATURE_LAYER, Signal
 from foveate.models.decoder import Decoder, LayerCache, Stream
 from foveate.models.ledger import query_rows_of
-from foveate.models.prefill import visual_index
+from foveate.models.prefill import Prefill, visual_index
 from foveate.models.vit import BlockInput, VisionTower
 
 ATTENTION_KINDS = ("cls_attention", "received_attention", "keys")
@@ -93,6 +95,43 @@ def last_query(decoder: Decoder, stream: Stream, cache: LayerCache | None, layer
     attention = logits.flatten(1, 2).masked_fill(padding[:, None], float("-inf")).softmax(-1)
     index = visual_index(stream, rows)
     return attention.gather(2, index[:, None].expand(-1, attention.shape[1], -1))
+
+
+def last_state_attention(prefill: Prefill, row: int) -> np.ndarray:
+    """The last prompt token's attention in layer 0, which alone has run: (entries,) float32, mean over heads.
+
+    What `last_query` gives for one row, in numpy: a look at a small model must not cost as many calls as a layer.
+    """
+    decoder, cache, last = prefill.decoder, prefill.caches[0], prefill.entries[row][0] - 1
+    block = decoder.layers[0]
+    q = read(cache.stream.x[row, last], block.input_layernorm, block.self_attn.q_proj).reshape(decoder.heads, -1)
+    half = q.shape[1] // 2
+    cos, sin = (numbers(part)[row, last] for part in prefill.rotation)
+    q = q * cos + np.concatenate([-q[:, half:], q[:, :half]], axis=1) * sin
+    k = numbers(cache.keys[row])[:, : last + 1]
+    logits = q.reshape(decoder.kv_heads, -1, 2 * half) @ k.transpose(0, 2, 1)
+    return mean_softmax(logits.reshape(decoder.heads, -1), block.self_attn.scaling)
+
+
+def read(state: Tensor, norm: nn.Module, linear: nn.Linear) -> np.ndarray:
+    """linear(norm(state)) of one state (D,) of the decoder, whose norms are RMS norms: float32."""
+    if state.dtype != torch.float32 or state.device.type != "cpu":
+        return numbers(linear(norm(state)))
+    x = numbers(state)
+    x = x * norm.weight.detach().numpy() / math.sqrt(x @ x / len(x) + norm.variance_epsilon)
+    y = linear.weight.detach().numpy() @ x
+    return y if linear.bias is None else y + linear.bias.detach().numpy()
+
+
+def mean_softmax(logits: np.ndarray, scale: float) -> np.ndarray:
+    """(H, n) -> (n,): mean over heads of softmax(logits * scale)."""
+    weight = np.exp((logits - np.maximum.reduce(logits, axis=1, keepdims=True)) * np.float32(scale))
+    return (1 / (len(weight) * np.add.reduce(weight, axis=1))) @ weight
+
+
+def numbers(x: Tensor) -> np.ndarray:
+    """A tensor as float32 numbers on the CPU; a view where it already is that."""
+    return x.float().cpu().numpy()
 
 
 def rotated(decoder: Decoder, projected: Tensor, place: Tensor) -> Tensor:

@@ -146,9 +146,12 @@ def legal_mask(
     _check_prefix(prefix, index)
     broken = rules.grid_broken(prefix) if grid_broken is None else grid_broken
     search = _Search(table, rules, cost, {} if cache is None else cache)
-    mask = np.zeros(table.shape, dtype=bool)
-    for m, r, choice, after in search.branches(index, prefix, broken):
-        mask[m, r] = budget is None or search.cheapest(index + 1, prefix.replace(stage, choice), after)[0] <= budget
+    if budget is None:
+        mask = np.zeros(table.shape, dtype=bool)
+        for m, r, *_ in search.branches(index, prefix, broken):
+            mask[m, r] = True
+        return mask
+    mask = search.floors(index, prefix, broken) <= budget
     if not mask.any():
         least, plan = search.cheapest(index, prefix, broken)
         raise ValueError(f"budget of {budget} FLOPs is below the cheapest plan, {plan.label()} at {least} FLOPs")
@@ -196,6 +199,16 @@ class _Search:
             for m, r, choice in self.table.offers(stage)
             if refusal(choice, stage, prefix, self.rules, most, broken) is None
         ]
+
+    def floors(self, index: int, prefix: Plan, broken: bool) -> np.ndarray:
+        """(M, R) float64: FLOPs of the cheapest completion behind each action; NaN where one is not legal."""
+        key = ("floors", index, prefix, broken)
+        if key not in self.cache:
+            found = np.full(self.table.shape, np.nan)
+            for m, r, choice, after in self.branches(index, prefix, broken):
+                found[m, r] = self.cheapest(index + 1, prefix.replace(STAGES[index], choice), after)[0]
+            self.cache[key] = found
+        return self.cache[key]
 
     def cheapest(self, index: int, prefix: Plan, broken: bool) -> tuple[float, Plan]:
         """The cheapest completion where stages from `index` on are open."""

@@ -117,6 +117,8 @@ class Plan:
     def replace(self, stage: str, choice: Choice) -> Plan:
         """The same plan with another choice at one stage."""
         index = stage_index(stage)
+        if self.choices[index] == choice:
+            return self
         return Plan(self.choices[:index] + (choice,) + self.choices[index + 1 :])
 
     @property

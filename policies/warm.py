@@ -41,6 +41,7 @@ class WarmRecipe:
         learning_rate: of AdamW, falling to 0 on a cosine.
         weight_decay: of AdamW.
         temperature: of the softened choice, in units of quality.
+        noise: added to every revealed feature in training, in its standard deviations.
     """
 
     epochs: int = 40
@@ -48,6 +49,7 @@ class WarmRecipe:
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
     temperature: float = 0.05
+    noise: float = 0.5
 
 
 def clone(
@@ -91,7 +93,9 @@ def clone(
         for start in range(0, len(order), size):
             part = order[start : start + size]
             optimizer.zero_grad()
-            loss = _loss(policy, *cascade.batch(part, lams[part], budgets[part], recipe.temperature))
+            obs, target, returns = cascade.batch(part, lams[part], budgets[part], recipe.temperature)
+            obs["vector"] = obs["vector"] + torch.from_numpy(cascade.noise(part, recipe.noise, rng))
+            loss = _loss(policy, obs, target, returns)
             loss.backward()
             optimizer.step()
             schedule.step()
@@ -138,6 +142,8 @@ class _Cascade:
         self.x = np.stack(
             [with_head(seen[looks[stage]].copy(), stage, 1.0, self.spent[i]) for i, stage in enumerate(looks)]
         )
+        # of the revealed features, (stops, D)
+        self.scale = np.stack([policy.standard.scale * layout.revealed(x[0]) for x in self.x])
         self.quality = np.stack([predicted[groups] for groups in looks.values()])
         known = [looks[stage] for stage in looks]  # a plan is charged what was looked at up to where it acts
         features = [
@@ -172,6 +178,11 @@ class _Cascade:
         obs = {"vector": self._observed(stop, row, lams, budgets), "mask": np.isfinite(here).astype(np.float32)}
         tensors = {name: torch.from_numpy(array) for name, array in obs.items()}
         return tensors, torch.from_numpy(target.astype(np.float32)), torch.from_numpy(returns.astype(np.float32))
+
+    def noise(self, rows: np.ndarray, size: float, rng: np.random.Generator) -> np.ndarray:
+        """(B, D) float32 for the revealed features of flat (stop, input) rows."""
+        drawn = rng.normal(size=(len(rows), self.scale.shape[1])) * size * self.scale[rows // self.table.n]
+        return drawn.astype(np.float32)
 
     def _observed(self, stop: np.ndarray, row: np.ndarray, lams: np.ndarray, budgets: np.ndarray) -> np.ndarray:
         x = self.x[stop, row]
