@@ -25,6 +25,9 @@ DENSE_WHAT: tuple[str, ...] = ("background", *SHAPES, *CHARACTERS, "plate", "bar
 DENSE_COLOUR: tuple[str, ...] = ("none", *COLOURS)
 
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom in px; right and bottom excluded
+
+
 class TaskDataError(ValueError):
     """A user's data row that cannot be used; the message names file, line and reason."""
 
@@ -37,11 +40,16 @@ class Turn:
         question: the text as asked.
         answers: accepted answers, the first is canonical; empty = label-free.
         template: id of the question template, shared by regimes that ask the same thing.
+        via: where the things are that the question names, one group of boxes each; () = not known.
+        at: where the answer is read from: a box for each character of a written answer, else one for each thing; () =
+            not known.
     """
 
     question: str
     answers: tuple[str, ...]
     template: str
+    via: tuple[tuple[Box, ...], ...] = ()
+    at: tuple[Box, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

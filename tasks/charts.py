@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from foveate.tasks.base import COLOURS, IMAGE_SIZE
+from foveate.tasks.base import COLOURS, IMAGE_SIZE, Box
 from foveate.tasks.generated import GeneratedTask, Programme
 from foveate.tasks.questions import Ask, pick
 from foveate.tasks.render import MIN_FONT, PALETTE, Canvas, cap_height, text_width
@@ -66,11 +66,13 @@ class Charts(GeneratedTask):
             zip(programme["labels"], values, programme["colours"], strict=True)
         ):
             middle, top = left + pitch * (number + 0.5), floor - value * scale
-            _bar(canvas, (middle - thick / 2, top, middle + thick / 2, floor), colour)
-            canvas.text(middle - text_width(face, size, label) / 2, IMAGE_SIZE - 4, label, face, size, ink)
+            _bar(canvas, number, (middle - thick / 2, top, middle + thick / 2, floor), colour)
+            x = middle - text_width(face, size, label) / 2
+            canvas.parts[f"label {number}"] = canvas.text(x, IMAGE_SIZE - 4, label, face, size, ink)
             if not step:
                 text = str(value)
-                canvas.text(middle - text_width(face, size, text) / 2, round(top - 2), text, face, size, ink)
+                x = middle - text_width(face, size, text) / 2
+                canvas.parts[f"value {number}"] = canvas.text(x, round(top - 2), text, face, size, ink)
         _axis(canvas, (left, floor, IMAGE_SIZE - 2, floor), ink)
 
     def _lying(self, canvas: Canvas, programme: Programme, face: str, size: int, ink: str) -> None:
@@ -94,25 +96,33 @@ class Charts(GeneratedTask):
             zip(programme["labels"], values, programme["colours"], strict=True)
         ):
             middle, tip = 2 + pitch * (number + 0.5), left + value * scale
-            _bar(canvas, (left, middle - thick / 2, tip, middle + thick / 2), colour)
+            _bar(canvas, number, (left, middle - thick / 2, tip, middle + thick / 2), colour)
             baseline = round(middle + cap_height(face, size) / 2)
-            canvas.text(left - 3 - text_width(face, size, label), baseline, label, face, size, ink)
+            x = left - 3 - text_width(face, size, label)
+            canvas.parts[f"label {number}"] = canvas.text(x, baseline, label, face, size, ink)
             if not step:
-                canvas.text(tip + 3, baseline, str(value), face, size, ink)
+                canvas.parts[f"value {number}"] = canvas.text(tip + 3, baseline, str(value), face, size, ink)
         _axis(canvas, (left, 2, left, bottom), ink)
 
     def asks(self, programme: Programme, rng: random.Random) -> list[Ask]:
         """See `GeneratedTask.asks`."""
         labels, values, colours = programme["labels"], programme["values"], programme["colours"]
-        asks = [Ask("value_of", {"row": label}, (str(value),)) for label, value in zip(labels, values, strict=True)]
+        kind = "bar" if programme["step"] else "value"  # on a numbered axis the bar's end tells the value
+        asks = [
+            Ask("value_of", {"row": label}, (str(value),), (f"label {n}",), (f"{kind} {n}",))
+            for n, (label, value) in enumerate(zip(labels, values, strict=True))
+        ]
         if len(set(colours)) == len(colours):
-            asks += [Ask("colour_of_bar", {"row": label}, (c,)) for label, c in zip(labels, colours, strict=True)]
+            asks += [
+                Ask("colour_of_bar", {"row": label}, (colour,), (f"label {n}",), (f"bar {n}",))
+                for n, (label, colour) in enumerate(zip(labels, colours, strict=True))
+            ]
         order = sorted(range(len(values)), key=values.__getitem__)
         margin = 0.07 * values[order[-1]]  # a difference in height that can be seen
         if values[order[-1]] - values[order[-2]] >= margin:
-            asks.append(Ask("highest", {}, (labels[order[-1]],)))
+            asks.append(_extreme("highest", order[-1], labels))
         if values[order[1]] - values[order[0]] >= margin:
-            asks.append(Ask("lowest", {}, (labels[order[0]],)))
+            asks.append(_extreme("lowest", order[0], labels))
         return pick(asks, rng.randint(3, 5), rng)
 
     def caption(self, programme: Programme) -> str:
@@ -121,10 +131,16 @@ class Charts(GeneratedTask):
         return "a chart of " + ", ".join(f"{label} {value} {colour}" for label, value, colour in rows)
 
 
-def _bar(canvas: Canvas, box: tuple[float, float, float, float], colour: str) -> None:
+def _extreme(template: str, number: int, labels: list[str]) -> Ask:
+    """Which bar is the highest or the lowest: seen at the bar, read at its label."""
+    return Ask(template, {}, (labels[number],), (f"bar {number}",), (f"label {number}",))
+
+
+def _bar(canvas: Canvas, number: int, box: Box, colour: str) -> None:
     left, top, right, bottom = (round(edge) for edge in box)
     canvas.draw.rectangle((left, top, right - 1, bottom - 1), fill=canvas.jitter(PALETTE[colour]))
     canvas.label((left, top, right, bottom), "bar", colour)
+    canvas.parts[f"bar {number}"] = ((left, top, right, bottom),)
 
 
 def _axis(canvas: Canvas, ends: tuple[float, float, float, float], ink: str) -> None:

@@ -117,29 +117,32 @@ class Digits(GeneratedTask):
                 slack = (step - size) / 2
                 column, row = cell % SIDE, cell // SIDE
                 places.append((*(step * (k + 0.5) + rng.uniform(-slack, slack) for k in (column, row)), size))
-        for value, (x, y, size) in zip(values, places, strict=True):
+        for part, (value, (x, y, size)) in enumerate(zip(values, places, strict=True)):
             number = rng.choice(scans_of(canvas.split)[value])
             mask = Image.fromarray(scans()[0][number]).resize((size, size), Image.Resampling.BICUBIC)
             left, top = round(x - size / 2), round(y - size / 2)
             canvas.image.paste(canvas.jitter(PALETTE[ink]), (left, top), mask)
             inset = size // 8  # the glyph class covers the box of the character, as for printed text
-            canvas.label((left + inset, top, left + size - inset, top + size), str(value), ink)
+            box = (left + inset, top, left + size - inset, top + size)
+            canvas.label(box, str(value), ink)
+            canvas.parts[str(part)] = (box,)
 
     def asks(self, programme: Programme, rng: random.Random) -> list[Ask]:
         """See `GeneratedTask.asks`."""
         values = programme["digits"]
-        asks = []
+        asks, every = [], tuple(map(str, range(len(values))))
         if programme["layout"] == "row":
-            asks.append(Ask("number_written", {}, ("".join(map(str, values)),)))
-            asks += [Ask("digit_at", {"place": p}, (str(values[k]),)) for p, k in (("left", 0), ("right", -1))]
+            asks.append(Ask("number_written", {}, ("".join(map(str, values)),), at=every))
+            for place, k in (("left", 0), ("right", len(values) - 1)):
+                asks.append(Ask("digit_at", {"place": place}, (str(values[k]),), at=(str(k),)))
             if rng.random() < 0.3:
-                asks.append(Ask("count_digits", {}, (str(len(values)),)))
+                asks.append(Ask("count_digits", {}, (str(len(values)),), at=every))
             return pick(asks, 4, rng)
         for place, found in _outermost(programme["cells"]).items() if len(values) > 1 else ():
-            asks.append(Ask("digit_at", {"place": place}, (str(values[found]),)))
-        asks.append(Ask("count_digits", {}, (str(len(values)),)))
+            asks.append(Ask("digit_at", {"place": place}, (str(values[found]),), at=(str(found),)))
+        asks.append(Ask("count_digits", {}, (str(len(values)),), at=every))
         if len(values) == 1:
-            asks.append(Ask("number_written", {}, (str(values[0]),)))
+            asks.append(Ask("number_written", {}, (str(values[0]),), at=every))
         return pick(asks, 4, rng)
 
     def caption(self, programme: Programme) -> str:

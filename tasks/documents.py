@@ -76,7 +76,8 @@ class Documents(GeneratedTask):
                 # numbers of tables and receipts end at the right edge of their column, as on paper
                 shift = width - text_width(face, size, cell) if column and "keys" not in programme else 0
                 heading = column == 0 or (number == 0 and "columns" in programme)
-                canvas.text(x + shift, baseline, cell, face, size, colours[0] if heading else colours[1])
+                colour = colours[0] if heading else colours[1]
+                canvas.parts[f"{number},{column}"] = canvas.text(x + shift, baseline, cell, face, size, colour)
                 x += width + gap
 
     def _rules(self, canvas: Canvas, lines: int, top: float, step: float) -> None:
@@ -92,18 +93,20 @@ class Documents(GeneratedTask):
         """See `GeneratedTask.asks`."""
         asks = []
         if "columns" in programme:
-            for row, values in zip(programme["rows"], programme["values"], strict=True):
-                for column, value in zip(programme["columns"], values, strict=True):
-                    asks.append(Ask("cell_of", {"column": column, "row": row}, (str(value),)))
+            for y, (row, values) in enumerate(zip(programme["rows"], programme["values"], strict=True), start=1):
+                for x, (column, value) in enumerate(zip(programme["columns"], values, strict=True), start=1):
+                    slots = {"column": column, "row": row}
+                    asks.append(Ask("cell_of", slots, (str(value),), (f"{y},0", f"0,{x}"), (f"{y},{x}",)))
                 if len(values) == 1:
-                    asks.append(Ask("value_of", {"row": row}, (str(values[0]),)))
+                    asks.append(Ask("value_of", {"row": row}, (str(values[0]),), (f"{y},0",), (f"{y},1",)))
         elif "items" in programme:
-            asks = [Ask("total", {}, (str(sum(programme["prices"])),))]
-            for item, price in zip(programme["items"], programme["prices"], strict=True):
-                asks.append(Ask("price_of", {"row": item}, (str(price),)))
+            rows = len(programme["items"])
+            asks = [Ask("total", {}, (str(sum(programme["prices"])),), (f"{rows},0",), (f"{rows},1",))]
+            for y, (item, price) in enumerate(zip(programme["items"], programme["prices"], strict=True)):
+                asks.append(Ask("price_of", {"row": item}, (str(price),), (f"{y},0",), (f"{y},1",)))
         else:
-            pairs = zip(programme["keys"], programme["values"], strict=True)
-            asks = [Ask("key_value", {"key": key}, (value,)) for key, value in pairs]
+            for y, (key, value) in enumerate(zip(programme["keys"], programme["values"], strict=True)):
+                asks.append(Ask("key_value", {"key": key}, (value,), (f"{y},0",), (f"{y},1",)))
         return pick(asks, rng.randint(3, 5), rng)
 
     def caption(self, programme: Programme) -> str:

@@ -68,7 +68,13 @@ class GeneratedTask(Task):
         words = stream(key, "words")
         turns = tuple(
             # the twin number is added: neighbouring twins never share their wording
-            Turn(word(ask, words.randrange(60) + twin), ask.answers, ask.template)
+            Turn(
+                word(ask, words.randrange(60) + twin),
+                ask.answers,
+                ask.template,
+                via=tuple(canvas.parts[part] for part in ask.via),
+                at=tuple(box for part in ask.at for box in canvas.parts[part]),
+            )
             for ask in self.asks(programme, stream(key, "ask"))
         )
         return Sample(

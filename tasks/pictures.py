@@ -54,7 +54,7 @@ class Pictures(GeneratedTask):
             canvas.image.paste(photo_ground(canvas.split, rng))
         else:
             canvas.fill_ground(())
-        for what, cell in programme["things"]:
+        for part, (what, cell) in enumerate(programme["things"]):
             size = rng.randrange(*SIZES[side], 2)
             number = rng.choice(pictures_of(canvas.split, what))
             image, mask = picture(number, size, rng.random() < 0.5)
@@ -69,24 +69,28 @@ class Pictures(GeneratedTask):
             tinted = tint(image, rng)
             canvas.image.paste(tinted, (left, top), tinted)
             canvas.label_mask(mask, left, top, what, "none")
+            canvas.parts[str(part)] = ((left, top, left + image.width, top + image.height),)
 
     def asks(self, programme: Programme, rng: random.Random) -> list[Ask]:
         """See `GeneratedTask.asks`."""
         things, side = programme["things"], programme["side"]
         counts = Counter(what for what, _ in things)
-        asks = []
+        asks, every = [], tuple(map(str, range(len(things))))
         if len(things) == 1:
-            asks.append(Ask("what_shown", {}, (things[0][0],)))
+            asks.append(Ask("what_shown", {}, (things[0][0],), at=every))
         else:
             asks += self._beside_asks(things, side, rng)
             if "counted" in programme:  # drawn with its number: 1 to 6 are equally likely
                 what = programme["counted"]
-                asks.append(Ask("count_of", {"things": plural(what)}, (str(counts[what]),)))
-        asks.append(Ask("count_objects", {}, (str(len(things)),)))
+                at = tuple(n for n in every if things[int(n)][0] == what)
+                asks.append(Ask("count_of", {"things": plural(what)}, (str(counts[what]),), at=at))
+        asks.append(Ask("count_objects", {}, (str(len(things)),), at=every))
         if rng.random() < 0.35:
             true = rng.random() < 0.5
             options = sorted(counts) if true else [what for what in PICTURES if what not in counts]
-            asks.append(Ask("is_there", {"thing": rng.choice(options)}, ("yes" if true else "no",)))
+            thing = rng.choice(options)
+            at = tuple(n for n in every if things[int(n)][0] == thing)
+            asks.append(Ask("is_there", {"thing": thing}, ("yes" if true else "no",), at=at))
         rng.shuffle(asks)
         return asks
 
@@ -99,7 +103,8 @@ class Pictures(GeneratedTask):
             for where in WHERE if counts[what] == 1 else ():
                 found = beside(cells, number, where)
                 if found is not None:
-                    asks.append(Ask("what_beside", {"where": where, "thing": what}, (things[found][0],)))
+                    slots = {"where": where, "thing": what}
+                    asks.append(Ask("what_beside", slots, (things[found][0],), (str(number),), (str(found),)))
         return pick(asks, 3, rng)
 
     def caption(self, programme: Programme) -> str:

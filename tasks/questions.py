@@ -45,11 +45,14 @@ WORDINGS: dict[str, tuple[str, ...]] = {
 
 
 class Ask(NamedTuple):
-    """A question before it is worded: template id, what fills its slots, accepted answers."""
+    """A question before it is worded: template id, what fills its slots, accepted answers, and the parts of the
+    canvas that the question names (`via`) and that hold the answer (`at`)."""
 
     template: str
     slots: dict[str, str]
     answers: tuple[str, ...]
+    via: tuple[str, ...] = ()
+    at: tuple[str, ...] = ()
 
 
 def word(ask: Ask, choice: int) -> str:

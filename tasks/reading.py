@@ -39,7 +39,7 @@ class Reading(GeneratedTask):
         """See `GeneratedTask.paint`."""
         rng, lines, step = canvas.rng, programme["lines"], IMAGE_SIZE / programme["rows"]
         canvas.fill_ground({plate for _, _, plate in lines if plate})
-        for text, slot, plate in lines:
+        for number, (text, slot, plate) in enumerate(lines):
             face, size = canvas.fit([text], IMAGE_SIZE - 14, (MIN_FONT, min(22, int(step * 0.72))))
             width, height = text_width(face, size, text), cap_height(face, size)
             tall = size + 4
@@ -49,26 +49,32 @@ class Reading(GeneratedTask):
             if plate:
                 top = round(middle - tall / 2)
                 ground = canvas.plate((round(x - 4), top, round(x + width + 4), top + tall), plate)
-            canvas.text(x, round(middle + height / 2 - 0.06 * size), text, face, size, canvas.ink(ground))
+            baseline = round(middle + height / 2 - 0.06 * size)
+            canvas.parts[str(number)] = canvas.text(x, baseline, text, face, size, canvas.ink(ground))
 
     def asks(self, programme: Programme, rng: random.Random) -> list[Ask]:
         """See `GeneratedTask.asks`."""
         lines = programme["lines"]
-        numbers = [text for text, *_ in lines if text.isdigit()]
-        words = [text for text, *_ in lines if not text.isdigit()]
+        numbers = [n for n, (text, *_) in enumerate(lines) if text.isdigit()]
+        words = [n for n, (text, *_) in enumerate(lines) if not text.isdigit()]
+
+        def about(template: str, slots: dict[str, str], number: int) -> Ask:
+            """A question whose answer is the text of that line."""
+            return Ask(template, slots, (lines[number][0],), (str(number),), (str(number),))
+
         asks = []
         if len(numbers) == 1:
-            asks.append(Ask("number_written", {}, (numbers[0],)))
+            asks.append(about("number_written", {}, numbers[0]))
         if len(words) == 1:
-            asks.append(Ask("word_written", {}, (words[0],)))
+            asks.append(about("word_written", {}, words[0]))
         if len(lines) == 1:
-            asks.append(Ask("text_written", {}, (lines[0][0],)))
+            asks.append(about("text_written", {}, 0))
         else:
-            asks.append(Ask("written_at", {"place": "top"}, (lines[0][0],)))
-            asks.append(Ask("written_at", {"place": "bottom"}, (lines[-1][0],)))
-        for text, _, plate in lines:
+            asks.append(about("written_at", {"place": "top"}, 0))
+            asks.append(about("written_at", {"place": "bottom"}, len(lines) - 1))
+        for number, (text, _, plate) in enumerate(lines):
             if plate:
-                asks.append(Ask("number_on_plate" if text.isdigit() else "word_on_plate", {"colour": plate}, (text,)))
+                asks.append(about("number_on_plate" if text.isdigit() else "word_on_plate", {"colour": plate}, number))
         return pick(asks, rng.randint(3, 5), rng)
 
     def caption(self, programme: Programme) -> str:

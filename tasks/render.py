@@ -11,7 +11,7 @@ from importlib import resources
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from foveate.tasks.base import CELL, COLOURS, DENSE_COLOUR, DENSE_WHAT, IMAGE_SIZE
+from foveate.tasks.base import CELL, COLOURS, DENSE_COLOUR, DENSE_WHAT, IMAGE_SIZE, Box
 from foveate.tasks.splits import FONTS
 
 RGB = tuple[int, int, int]
@@ -115,6 +115,7 @@ class Canvas:
         self.labels = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.int16)
         self.noise = rng.choice((0.0, 2.0, 4.0, 8.0))
         self.ground: RGB = (0, 0, 0)
+        self.parts: dict[str, tuple[Box, ...]] = {}  # what questions point at, by a name that the task gives
 
     def jitter(self, colour: Sequence[int], amount: int = 12) -> RGB:
         """A colour near `colour`."""
@@ -164,12 +165,13 @@ class Canvas:
         part = covered[y0 - top : y1 - top, x0 - left : x1 - left]
         self.labels[y0:y1, x0:x1][part] = 16 * WHAT[what] + COLOUR[colour]
 
-    def shape(self, name: str, colour: str, centre: tuple[float, float], size: int) -> None:
-        """Draw a shape of `size` px around `centre` (x, y)."""
+    def shape(self, name: str, colour: str, centre: tuple[float, float], size: int) -> Box:
+        """Draw a shape of `size` px around `centre` (x, y); returns its box."""
         mask = shape_mask(name, size)
         left, top = round(centre[0] - size / 2), round(centre[1] - size / 2)
         self.image.paste(self.jitter(PALETTE[colour]), (left, top), mask)
         self.label_mask(mask, left, top, name, colour)
+        return left, top, left + size, top + size
 
     def plate(self, box: tuple[int, int, int, int], colour: str) -> RGB:
         """Draw a coloured plate with round corners; returns its exact colour."""
@@ -180,14 +182,21 @@ class Canvas:
         self.label(box, "plate", colour)
         return rgb
 
-    def text(self, x: float, baseline: float, text: str, face: str, size: int, colour: str) -> None:
-        """Write `text` from `x` on `baseline` in the named colour; letters and digits are labelled, box by box."""
+    def text(self, x: float, baseline: float, text: str, face: str, size: int, colour: str) -> tuple[Box, ...]:
+        """Write `text` from `x` on `baseline` in the named colour; letters and digits are labelled, box by box.
+
+        Returns:
+            The boxes of its letters and digits.
+        """
+        boxes = []
         self.draw.text((x, baseline), text, fill=self.jitter(PALETTE[colour]), font=font(face, size), anchor="ls")
         for character in text:
             advance, top, bottom = glyph(face, size, character)
             if character.lower() in WHAT:
-                self.label((x, baseline + top, x + advance, baseline + bottom), character.lower(), colour)
+                boxes.append((x, baseline + top, x + advance, baseline + bottom))
+                self.label(boxes[-1], character.lower(), colour)
             x += advance
+        return tuple(boxes)
 
     def fonts(self) -> list[str]:
         """The faces of this split in random order."""

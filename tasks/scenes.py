@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Iterable
 
 from foveate.tasks.base import COLOURS, IMAGE_SIZE, SHAPES
 from foveate.tasks.generated import GeneratedTask, Programme
@@ -101,7 +102,7 @@ class Scenes(GeneratedTask):
         regime, rng = programme["regime"].split("/")[1], canvas.rng
         side = CELLS[regime]
         canvas.fill_ground({thing[0] for thing in programme["things"]})
-        for colour, shape, cell, bucket in programme["things"]:
+        for number, (colour, shape, cell, bucket) in enumerate(programme["things"]):
             size = rng.randint(*SIZES[regime][bucket])
             column, row = cell % side, cell // side
             if regime == "single":  # the cells share out the places where the whole object fits
@@ -111,7 +112,7 @@ class Scenes(GeneratedTask):
                 step = IMAGE_SIZE / side
                 slack = max(0.0, (step - size) / 2 - 1)
                 centre = tuple(step * (k + 0.5) + rng.uniform(-slack, slack) for k in (column, row))
-            canvas.shape(shape, colour, centre, size)
+            canvas.parts[str(number)] = (canvas.shape(shape, colour, centre, size),)
 
     def asks(self, programme: Programme, rng: random.Random) -> list[Ask]:
         """See `GeneratedTask.asks`."""
@@ -120,10 +121,10 @@ class Scenes(GeneratedTask):
         if regime == "single":
             (colour, shape) = pairs[0]
             asks = [
-                Ask("colour_of_object", {}, (colour,)),
-                Ask("shape_of_object", {}, (shape,)),
-                Ask("colour_of", {"shape": shape}, (colour,)),
-                Ask("shape_of", {"colour": colour}, (shape,)),
+                Ask("colour_of_object", {}, (colour,), at=("0",)),
+                Ask("shape_of_object", {}, (shape,), at=("0",)),
+                Ask("colour_of", {"shape": shape}, (colour,), ("0",), ("0",)),
+                Ask("shape_of", {"colour": colour}, (shape,), ("0",), ("0",)),
             ]
             return pick(asks, rng.randint(2, 4), rng)
         if regime == "search":
@@ -134,7 +135,7 @@ class Scenes(GeneratedTask):
 
     def _count_asks(self, pairs: list[tuple[str, str]], rng: random.Random) -> list[Ask]:
         colours, shapes = Counter(c for c, _ in pairs), Counter(s for _, s in pairs)
-        asks = [Ask("count_objects", {}, (str(len(pairs)),))]
+        asks = [Ask("count_objects", {}, (str(len(pairs)),), at=_numbers(range(len(pairs))))]
         # the larger groups first: asking about every group would make "1" the best guess
         for counts, names, template, slot in (
             (shapes, SHAPES, "count_of", "things"),
@@ -145,7 +146,9 @@ class Scenes(GeneratedTask):
             )
             if rng.random() < 0.05 and len(counts) < len(names):
                 name = rng.choice([other for other in names if other not in counts])
-            asks.append(Ask(template, {slot: plural(name) if slot == "things" else name}, (str(counts[name]),)))
+            slots = {slot: plural(name) if slot == "things" else name}
+            at = _numbers(number for number, pair in enumerate(pairs) if name in pair)
+            asks.append(Ask(template, slots, (str(counts[name]),), at=at))
         rng.shuffle(asks)
         return asks
 
@@ -157,8 +160,9 @@ class Scenes(GeneratedTask):
                 found = beside(cells, number, where)
                 if found is not None:
                     slots = {"where": where, "colour": colour, "shape": shape}
-                    asks.append(Ask("shape_beside", slots, (things[found][1],)))
-                    asks.append(Ask("colour_beside", slots, (things[found][0],)))
+                    looks = (str(number),), (str(found),)
+                    asks.append(Ask("shape_beside", slots, (things[found][1],), *looks))
+                    asks.append(Ask("colour_beside", slots, (things[found][0],), *looks))
         asks = pick(asks, rng.randint(2, 4), rng)
         if len(asks) >= 2 and rng.random() < 0.6:
             asks.insert(rng.randrange(len(asks) + 1), self._yes_no(things, cells, rng))
@@ -176,7 +180,8 @@ class Scenes(GeneratedTask):
                         options.append((a, b, where))
         a, b, where = rng.choice(options)
         slots = {"colour": things[a][0], "shape": things[a][1], "where": where}
-        return Ask("is_beside", {**slots, "colour2": things[b][0], "shape2": things[b][1]}, ("yes" if true else "no",))
+        slots |= {"colour2": things[b][0], "shape2": things[b][1]}
+        return Ask("is_beside", slots, ("yes" if true else "no",), (str(a), str(b)), (str(a), str(b)))
 
     def caption(self, programme: Programme) -> str:
         """See `GeneratedTask.caption`."""
@@ -188,5 +193,11 @@ class Scenes(GeneratedTask):
 def _unique(pairs: list[tuple[str, str]]) -> list[Ask]:
     """Every question about an attribute that exactly one object has."""
     colours, shapes = Counter(c for c, _ in pairs), Counter(s for _, s in pairs)
-    asks = [Ask("colour_of", {"shape": s}, (c,)) for c, s in pairs if shapes[s] == 1]
-    return asks + [Ask("shape_of", {"colour": c}, (s,)) for c, s in pairs if colours[c] == 1]
+    numbered = [(str(number), c, s) for number, (c, s) in enumerate(pairs)]
+    asks = [Ask("colour_of", {"shape": s}, (c,), (n,), (n,)) for n, c, s in numbered if shapes[s] == 1]
+    return asks + [Ask("shape_of", {"colour": c}, (s,), (n,), (n,)) for n, c, s in numbered if colours[c] == 1]
+
+
+def _numbers(numbers: Iterable[int]) -> tuple[str, ...]:
+    """The parts of the things with these numbers."""
+    return tuple(map(str, numbers))

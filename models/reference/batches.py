@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
+from foveate.models.reference.architecture import PATCH
 from foveate.models.reference.processor import tokens_per_image
-from foveate.tasks.base import Sample
+from foveate.tasks.base import Box, Sample, Turn
 from foveate.tasks.registry import regime_sample
 
 TEXT = 56  # packed text tokens per picture
@@ -27,14 +28,17 @@ CAPTION = 32
 @dataclass
 class Batch:
     """B pictures. pixels (B, 3, H, W) float32; text, turn, place, target (B, TEXT) int64: token, its turn (-1 =
-    padding), its position behind the picture, the token to predict there (-100 = none); caption (B, CAPTION); dense
-    (B, 144, 4, 2) class and colour of each patch's four cells (-100 = unlabelled)."""
+    padding), its position behind the picture, the token to predict there (-100 = none); looks (B, TEXT, 3, 144)
+    float32: which patches hold the first and second thing that the question names, and the answer, rows that sum to 1
+    or are 0 (not known); caption (B, CAPTION); dense (B, 144, 4, 2) class and colour of each patch's four cells
+    (-100 = unlabelled)."""
 
     pixels: Tensor
     text: Tensor
     turn: Tensor
     place: Tensor
     target: Tensor
+    looks: Tensor
     caption: Tensor
     dense: Tensor
 
@@ -42,8 +46,9 @@ class Batch:
         return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
 
 
-def pack(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """(4, TEXT): token, turn, place, target. Turns that do not fit are left out."""
+def pack(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
+    """(4, TEXT): token, turn, place, target; and looks (TEXT, 3, 144). Turns that do not fit are left out."""
+    looks = np.zeros((TEXT, 3, tokens_per_image()), dtype=np.float32)
     out = np.zeros((4, TEXT), dtype=np.int64)
     out[0], out[1], out[3] = tokenizer.pad_token_id, -1, -100
     at = 0
@@ -56,8 +61,33 @@ def pack(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
             break
         out[0, at:end], out[1, at:end], out[2, at:end] = tokens, number, range(len(tokens))
         out[3, end - len(answer) : end] = answer
+        looks[end - len(answer) : end] = turn_looks(turn, len(answer))
         at = end
+    return out, looks
+
+
+def turn_looks(turn: Turn, length: int) -> np.ndarray:
+    """(length, 3, 144) looks for an answer of `length` tokens, the closing one included: the two things that the
+    question names (a lone one twice), and where the answer stands, character by character where it is spelled."""
+    out = np.zeros((length, 3, tokens_per_image()), dtype=np.float32)
+    for place in range(2 if turn.via else 0):
+        out[:, place] = coverage(turn.via[min(place, len(turn.via) - 1)])
+    spelled = len(turn.at) == length - 1
+    for number in range(length):
+        out[number, 2] = coverage(turn.at[number : number + 1] if spelled and number < length - 1 else turn.at)
     return out
+
+
+def coverage(boxes: tuple[Box, ...]) -> np.ndarray:
+    """(144,) how much of the boxes' area lies in each patch, summing to 1; zeros without boxes."""
+    side = int(tokens_per_image() ** 0.5)
+    edges = np.arange(side + 1) * PATCH
+    total = np.zeros((side, side), dtype=np.float32)
+    for left, top, right, bottom in boxes:
+        across = np.clip(np.minimum(edges[1:], right) - np.maximum(edges[:-1], left), 0, None)
+        down = np.clip(np.minimum(edges[1:], bottom) - np.maximum(edges[:-1], top), 0, None)
+        total += down[:, None] * across
+    return total.ravel() / max(total.sum(), 1e-6)
 
 
 def dense_labels(sample: Sample) -> np.ndarray:
@@ -76,7 +106,7 @@ class Pictures(Dataset):
         self.regimes, self.weights = list(weights), list(weights.values())
         self.tokenizer, self.seed = tokenizer, seed
 
-    def __getitem__(self, i: int) -> tuple[Sample, np.ndarray, list[int]]:
+    def __getitem__(self, i: int) -> tuple[Sample, tuple[np.ndarray, np.ndarray], list[int]]:
         regime = random.Random(f"{self.seed}/{i}").choices(self.regimes, self.weights)[0]
         sample = regime_sample(regime, "host-train", i)
         caption = self.tokenizer(sample.caption, truncation=True, max_length=CAPTION - 1).input_ids + [
@@ -100,10 +130,11 @@ class Steps(Sampler):
             yield list(range(step * self.size, (step + 1) * self.size))
 
 
-def collate(rows: list[tuple[Sample, np.ndarray, list[int]]]) -> Batch:
+def collate(rows: list[tuple[Sample, tuple[np.ndarray, np.ndarray], list[int]]]) -> Batch:
     """Stacks rows; pixels are normalised as the processor does (mean 0.5, deviation 0.25)."""
     pixels = np.stack([sample.image for sample, _, _ in rows])
-    packed = np.stack([p for _, p, _ in rows])
+    packed = np.stack([text for _, (text, _), _ in rows])
+    looks = np.stack([looks for _, (_, looks), _ in rows])
     caption = np.zeros((len(rows), CAPTION), dtype=np.int64)
     for row, (_, _, tokens) in zip(caption, rows, strict=True):
         row[: len(tokens)] = tokens
@@ -113,6 +144,7 @@ def collate(rows: list[tuple[Sample, np.ndarray, list[int]]]) -> Batch:
         turn=torch.from_numpy(packed[:, 1]),
         place=torch.from_numpy(packed[:, 2]),
         target=torch.from_numpy(packed[:, 3]),
+        looks=torch.from_numpy(looks),
         caption=torch.from_numpy(caption),
         dense=torch.from_numpy(np.stack([dense_labels(sample) for sample, _, _ in rows])),
     )

@@ -18,7 +18,7 @@ def test_text_is_large_enough_whole_and_in_a_face_of_the_split(regime, monkeypat
 
     def spy(canvas, x, baseline, text, face, size, colour):
         written.append((canvas.split, x, baseline, text, face, size))
-        plain(canvas, x, baseline, text, face, size, colour)
+        return plain(canvas, x, baseline, text, face, size, colour)
 
     monkeypatch.setattr(Canvas, "text", spy)
     for split in SPLITS:
