@@ -191,7 +191,7 @@ class CompressionEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         own = [None if reference is None else reference.answer]
         verdict = judge(self._pass, [episode.input], own, self.masks.answer_tokens)[0]
         bill = verdict.bill
-        episode.spent = float(bill.own + bill.features + bill.feature_text)
+        episode.spent = float(bill.own + bill.features)
         prob = None if reference is None else reference.prob
         quality = quality_of(verdict.outcome, self.terms.quality, self._b, prob)
         about = {"correct": verdict.outcome.correct, "prob": verdict.outcome.prob}

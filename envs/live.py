@@ -34,34 +34,26 @@ __all__ = [
 ACTS = dict(zip(STAGES, ("resize", "encode", "thin", "project", "prefill", "choose_decode"), strict=True))
 """Stage -> the method of `Pass` that runs it."""
 
-EMBEDDING = "question embedding"
 """The ledger's entry for the question's embedding."""
 
 
 @dataclass(frozen=True)
 class Bill:
-    """A row's FLOPs so far, in parts. The question's embedding is paid for once, by whoever needs it first.
+    """A row's FLOPs so far.
 
     Attributes:
         own: of the pass itself, features left out.
-        text: of these, the question's embedding, where a method paid for it.
-        features: of the policy's features, the embedding apart.
-        feature_text: the question's embedding, where the features paid for it.
+        features: of the policy's features.
     """
 
     own: int
-    text: int
     features: int
-    feature_text: int
 
     @classmethod
     def of(cls, ledger: Ledger) -> Bill:
         """The parts of a ledger."""
         features = ledger.by_stage().get("features", 0)
-        embedding = [(stage == "features", flops) for stage, what, flops, _ in ledger.entries if what == EMBEDDING]
-        by_features = sum(flops for mine, flops in embedding if mine)
-        by_method = sum(flops for mine, flops in embedding if not mine)
-        return cls(ledger.total - features, by_method, features - by_features, by_features)
+        return cls(ledger.total - features, features)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from foveate.models.masks import (
     ANSWER_TOKENS,
     STOP_GROUP,
-    TEXT_GROUPS,
     FeatureCost,
     Forecaster,
     Masks,
@@ -14,7 +13,6 @@ from foveate.models.masks import (
 __all__ = [
     "ANSWER_TOKENS",
     "STOP_GROUP",
-    "TEXT_GROUPS",
     "FeatureCost",
     "Forecaster",
     "Masks",

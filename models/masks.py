@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 STOP_GROUP = {"encoder": "block1", "outside": "encoder", "prefill": "layer1"}
 """Stop -> the token features that are computed there when a decision is due."""
 
-TEXT_GROUPS: tuple[str, ...] = ()
-"""Token features that need the question's embedding, which is paid for once: group "text" of a feature cost."""
-
-
 ANSWER_TOKENS = 4
 """Length of the answer that costs count, its end token included.
 
@@ -30,18 +26,15 @@ It is the same for every plan, so that none gains by a short answer.
 
 
 def features_total(groups: Collection[str], cost: Mapping[str, float]) -> float:
-    """FLOPs of some groups' features, the question's embedding included once where any of them needs it."""
-    text = cost.get("text", 0.0) if any(group in TEXT_GROUPS for group in groups) else 0.0
-    return sum(cost.get(group, 0.0) for group in groups) + text
+    """FLOPs of some groups' features."""
+    return sum(cost.get(group, 0.0) for group in groups)
 
 
 def feature_flops(host: LlavaHost, n_text: int) -> dict[str, float]:
-    """Group -> FLOPs of its features on an uncompressed row, the question's embedding apart as "text"."""
+    """Group -> FLOPs of its features on an uncompressed row."""
     from foveate.models import features  # needs torch, which masks alone do not
 
-    found = dict(features.feature_flops(host, n_text))
-    text = host.text.flops(host.question_tokens(n_text)) if host.text is not None else 0
-    return {name: flops - (text if name in TEXT_GROUPS else 0) for name, flops in found.items()} | {"text": text}
+    return dict(features.feature_flops(host, n_text))
 
 
 FeatureCost = Mapping[str, float] | Callable[[int], Mapping[str, float]]
@@ -69,8 +62,8 @@ class Masks:
         host: the model.
         table: actions on offer.
         answer_tokens: length of the answer that is counted, its end token included; 0 counts the prompt alone.
-        feature_cost: prompt entries that are text -> FLOPs of each group's features, and of "text"; a
-            mapping where that does not depend on the length, None = free.
+        feature_cost: prompt entries that are text -> FLOPs of each group's features; a mapping where that does not
+            depend on the length, None = free.
     Raises:
         ValueError: nothing that the table offers can run on this host.
     """

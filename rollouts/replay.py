@@ -156,7 +156,6 @@ def _features(
         groups[group] = np.stack([each.features for each in column])
         names[group] = tuple(token_features()[group])
         costs[group] = float(np.mean([each.bill.features for each in column]))
-        costs["text"] = max(costs.get("text", 0.0), float(np.mean([each.bill.feature_text for each in column])))
     return groups, names, costs
 
 

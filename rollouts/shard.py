@@ -90,7 +90,7 @@ class Slot:
     Attributes:
         episode: where it stands.
         number: of the episode.
-        features, text: FLOPs of the features shown so far, and of the question's embedding where they needed it.
+        features: FLOPs of the features shown so far.
         total: rewards so far.
         steps: actions so far.
     """
@@ -98,13 +98,12 @@ class Slot:
     episode: Episode
     number: int
     features: int = 0
-    text: int = 0
     total: float = 0.0
     steps: int = 0
 
     def flops(self, bill: Bill) -> float:
-        """FLOPs so far, of a pass that ran without looks before this one; the question's embedding is paid for once."""
-        return float(bill.own + self.features + (0 if bill.text else self.text))
+        """FLOPs so far, of a pass that ran without looks before this one."""
+        return float(bill.own + self.features)
 
 
 class Shard:
@@ -214,7 +213,7 @@ class Shard:
         episode = slot.episode
         if seen.features is not None:
             episode.groups[STOP_GROUP[episode.stage]] = seen.features
-        slot.features, slot.text = slot.features + seen.bill.features, max(slot.text, seen.bill.feature_text)
+        slot.features += seen.bill.features
         episode.spent, episode.tokens_left = slot.flops(seen.bill), seen.tokens_left
 
     def _own(self, slots: Sequence[Slot]) -> Sequence[Slot]:
@@ -274,7 +273,7 @@ class Shard:
         episode.plan, episode.at = Plan.from_dict(state["plan"]), state["at"]
         episode.spent, episode.paid, episode.tokens_left = state["spent"], state["paid"], state["tokens_left"]
         episode.groups = {name: np.array(values, np.float32) for name, values in state["groups"].items()}
-        for name in ("features", "text", "total", "steps"):
+        for name in ("features", "total", "steps"):
             setattr(slot, name, state[name])
         return slot
 
@@ -295,7 +294,6 @@ def _slot_state(slot: Slot) -> dict[str, Any]:
         "tokens_left": episode.tokens_left,
         "groups": {name: values.tolist() for name, values in episode.groups.items()},
         "features": slot.features,
-        "text": slot.text,
         "total": slot.total,
         "steps": slot.steps,
     }

@@ -64,8 +64,7 @@ class Table:
         groups: name -> (N, d) float32 policy features, recorded on the uncompressed path: "pixels", "question",
             "block1", "encoder", "layer1".
         group_names: name -> the d names of its features.
-        group_cost: name -> FLOPs of computing it for one input, 0 where it is not in here; "text": of the question's
-            embedding, paid once where "block1" or "encoder" is shown.
+        group_cost: name -> FLOPs of computing it for one input, 0 where it is not in here.
         meta: plain data: host, portfolio, seed, versions, tasks.
         label_free: (N, P) float32 min(p_plan(y0), p_full(y0)) with y0 the uncompressed model's own answer; None where
             not recorded.

@@ -18,7 +18,7 @@ from foveate.controller.observation import (
     check_order,
 )
 from foveate.envs.episode import Terms
-from foveate.envs.masks import STOP_GROUP, TEXT_GROUPS, features_total
+from foveate.envs.masks import STOP_GROUP, features_total
 from foveate.envs.quality import check_mode
 from foveate.plans.plan import STAGES, Plan
 from foveate.plans.portfolio import ActionTable, Portfolio
@@ -197,8 +197,7 @@ class TableVecEnv(SharedVecEnv):
     def _features(self, envs: np.ndarray) -> np.ndarray:
         """FLOPs of the token features shown so far."""
         cost = np.array([self.table.group_cost.get(group, 0.0) if group in TOKEN_GROUPS else 0.0 for group in GROUPS])
-        text = self._shown[envs][:, [GROUPS.index(group) for group in TEXT_GROUPS]].any(axis=1)
-        return self._shown[envs].astype(np.float64) @ cost + text * self.table.group_cost.get("text", 0.0)
+        return self._shown[envs].astype(np.float64) @ cost
 
     def _settle(self, envs: np.ndarray, m: np.ndarray, r: np.ndarray) -> None:
         """One legal action each; a method ends the episode, since nothing may act behind it."""

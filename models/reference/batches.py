@@ -46,9 +46,8 @@ class Batch:
         return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
 
 
-def pack(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
-    """(4, TEXT): token, turn, place, target; and looks (TEXT, 3, 144). Turns that do not fit are left out."""
-    looks = np.zeros((TEXT, 3, tokens_per_image()), dtype=np.float32)
+def pack(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """(4, TEXT): token, turn, place, target. Turns that do not fit are left out."""
     out = np.zeros((4, TEXT), dtype=np.int64)
     out[0], out[1], out[3] = tokenizer.pad_token_id, -1, -100
     at = 0
@@ -61,9 +60,17 @@ def pack(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray
             break
         out[0, at:end], out[1, at:end], out[2, at:end] = tokens, number, range(len(tokens))
         out[3, end - len(answer) : end] = answer
-        looks[end - len(answer) : end] = turn_looks(turn, len(answer))
         at = end
-    return out, looks
+    return out
+
+
+def looks_of(sample: Sample, packed: np.ndarray) -> np.ndarray:
+    """(TEXT, 3, 144) looks of the turns that `pack` has taken."""
+    out = np.zeros((TEXT, 3, tokens_per_image()), dtype=np.float32)
+    for number in range(packed[1].max() + 1):
+        answer = (packed[1] == number) & (packed[3] != -100)
+        out[answer] = turn_looks(sample.turns[number], int(answer.sum()))
+    return out
 
 
 def turn_looks(turn: Turn, length: int) -> np.ndarray:
@@ -106,7 +113,7 @@ class Pictures(Dataset):
         self.regimes, self.weights = list(weights), list(weights.values())
         self.tokenizer, self.seed = tokenizer, seed
 
-    def __getitem__(self, i: int) -> tuple[Sample, tuple[np.ndarray, np.ndarray], list[int]]:
+    def __getitem__(self, i: int) -> tuple[Sample, np.ndarray, list[int]]:
         regime = random.Random(f"{self.seed}/{i}").choices(self.regimes, self.weights)[0]
         sample = regime_sample(regime, "host-train", i)
         caption = self.tokenizer(sample.caption, truncation=True, max_length=CAPTION - 1).input_ids + [
@@ -130,11 +137,10 @@ class Steps(Sampler):
             yield list(range(step * self.size, (step + 1) * self.size))
 
 
-def collate(rows: list[tuple[Sample, tuple[np.ndarray, np.ndarray], list[int]]]) -> Batch:
+def collate(rows: list[tuple[Sample, np.ndarray, list[int]]]) -> Batch:
     """Stacks rows; pixels are normalised as the processor does (mean 0.5, deviation 0.25)."""
     pixels = np.stack([sample.image for sample, _, _ in rows])
-    packed = np.stack([text for _, (text, _), _ in rows])
-    looks = np.stack([looks for _, (_, looks), _ in rows])
+    packed = np.stack([p for _, p, _ in rows])
     caption = np.zeros((len(rows), CAPTION), dtype=np.int64)
     for row, (_, _, tokens) in zip(caption, rows, strict=True):
         row[: len(tokens)] = tokens
@@ -144,7 +150,7 @@ def collate(rows: list[tuple[Sample, tuple[np.ndarray, np.ndarray], list[int]]])
         turn=torch.from_numpy(packed[:, 1]),
         place=torch.from_numpy(packed[:, 2]),
         target=torch.from_numpy(packed[:, 3]),
-        looks=torch.from_numpy(looks),
+        looks=torch.from_numpy(np.stack([looks_of(sample, p) for sample, p, _ in rows])),
         caption=torch.from_numpy(caption),
         dense=torch.from_numpy(np.stack([dense_labels(sample) for sample, _, _ in rows])),
     )

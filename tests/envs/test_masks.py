@@ -8,7 +8,7 @@ import pytest
 from foveate.controller.observation import HEAD, Layout
 from foveate.envs.episode import Episode, Terms, group_vectors
 from foveate.envs.inputs import Input
-from foveate.envs.masks import Masks, features_total
+from foveate.envs.masks import Masks
 from foveate.plans import BLIND, UNCOMPRESSED, ActionTable, Choice, Plan, Portfolio
 
 pytestmark = pytest.mark.fast
@@ -62,25 +62,19 @@ class TestMasks:
         assert m.refusal(Choice("visionzip", 0.5), "outside", after) == "visionzip cannot give 7 of 15 tokens"
 
     def test_prices_hold_the_answer_and_the_features_of_stops_with_a_choice(self):
-        cost = {"block1": 1000.0, "encoder": 20.0, "layer1": 3.0, "text": 0.5}
+        cost = {"block1": 1000.0, "encoder": 20.0, "layer1": 3.0}
         m = masks(cost, answer_tokens=4)
         assert m.full(1) == 1004
-        assert m.price(UNCOMPRESSED, 1) == 1004 + 20 + 3 + 0.5  # nothing is on offer at the encoder
+        assert m.price(UNCOMPRESSED, 1) == 1004 + 20 + 3  # nothing is on offer at the encoder
         assert m.price(BLIND, 1) == 104
         # a method at the input leaves prefill alone to decide about
         assert m.price(Plan.of(input=("downsample", 0.5)), 1) == 504 + 3
         # two stages are active: nothing is asked behind them
-        assert m.price(Plan.of(outside=("visionzip", 0.5), prefill=("fastv", 0.5)), 2) == pytest.approx(927.5)
+        assert m.price(Plan.of(outside=("visionzip", 0.5), prefill=("fastv", 0.5)), 2) == pytest.approx(927)
 
     def test_feature_costs_may_depend_on_the_length_of_the_prompt(self):
-        m = masks(lambda n_text: {"encoder": 10.0 * n_text, "text": 1.0})
-        assert m.price(UNCOMPRESSED, 1) == 1000 + 11 and m.price(UNCOMPRESSED, 3) == 3000 + 31
-
-    def test_the_embedding_is_paid_for_once(self):
-        cost = {"block1": 1.0, "encoder": 2.0, "layer1": 4.0, "text": 100.0}
-        assert features_total(["block1", "encoder"], cost) == 103
-        assert features_total(["layer1"], cost) == 4
-        assert features_total([], cost) == 0
+        m = masks(lambda n_text: {"encoder": 10.0 * n_text})
+        assert m.price(UNCOMPRESSED, 1) == 1000 + 10 and m.price(UNCOMPRESSED, 3) == 3000 + 30
 
     @pytest.mark.parametrize(
         "budget, expected",

@@ -21,7 +21,7 @@ def test_only_stages_at_which_a_plan_first_acts_are_stops(toy):
 
 
 def test_an_observation_is_the_one_that_the_environment_gives(toy):
-    table = toy.table(20, costs={"encoder": 1e7, "layer1": 2e7, "text": 3e6})
+    table = toy.table(20, costs={"encoder": 1e7, "layer1": 2e7})
     env = TableVecEnv(table, toy.PORTFOLIO, Terms(lam=(0.7, 0.7), budget_share=0.0), groups=5, k=1)
     seen = [env.reset()["vector"]]
     for _ in range(2):

@@ -41,7 +41,7 @@ def test_stops_show_what_a_pass_shows_there(host, inputs):
             p.encode(make("encoder", "tome"), 0.5)
         seen = found[STAGES.index(stage)]
         assert np.allclose(seen.features, reveal(p, group)[0], atol=1e-5)
-        total = seen.bill.own + seen.bill.features + seen.bill.feature_text
+        total = seen.bill.own + seen.bill.features
         assert total == p.ledger[0].total
     assert [seen.tokens_left for seen in found] == [1.0, 1.0, 0.5, 0.5, 0.5, 0.25]
     assert found[0].features is None and found[0].bill.own == 0
