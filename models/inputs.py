@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +15,150 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from foveate.models.errors import BadInput
+from foveate.compressors.base import Grid
+from foveate.models.errors import BadInput, HostError
 
 PLAIN_PROMPT = "USER: {image}\n{question} ASSISTANT:"
-"""Used where a processor brings no chat template."""
+"""Used where a processor brings no chat template; several pictures stand side by side."""
+
+TEXT, CLS, NEWLINE = -1, -2, -3
+"""Positions of prompt entries that show no visual token: words and markers; an encoder's CLS; a family's newline."""
 
 Picture = np.ndarray | Image.Image | str | Path
+Pictures = Picture | Sequence[Picture]
+"""What one row shows: a picture, or several in the order of the prompt."""
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What the tower encodes as one unit: a picture, or a tile of one.
+
+    Attributes:
+        pixels: (H, W, 3) uint8, framed as the family's image processor does it, before normalisation.
+        grid: of its tokens when nothing is compressed.
+    """
+
+    pixels: np.ndarray
+    grid: Grid
+
+    @property
+    def n(self) -> int:
+        """Number of tokens."""
+        return self.grid[0] * self.grid[1] * self.grid[2]
+
+
+@dataclass(frozen=True, eq=False)
+class Framed:
+    """One picture as its family presents it, and what stands in the prompt in place of its marker.
+
+    Attributes:
+        views: one or more.
+        ids: token ids of its k entries.
+        view: (k,) which of its views an entry shows, from 0; -1 = none.
+        position: (k,) flat index into that view's grid; `TEXT`, `CLS` (of the view named) or `NEWLINE` else.
+        size: (height, width) of the picture as it was given.
+    """
+
+    views: tuple[View, ...]
+    ids: tuple[int, ...]
+    view: np.ndarray
+    position: np.ndarray
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One picture with its question.
+class PromptShape:
+    """All of a row that costs depend on.
 
     Attributes:
-        picture: (H, W, 3) uint8 at the model's own size, before normalisation.
-        question: as asked.
-        prompt: the text that the model sees, one image marker in it.
-        before, after: token ids around the picture.
-        seed: 63 bits of the SHA-256 of the framed picture and the question.
+        n_text: prompt entries that are no visual token: words, markers, newlines; not a CLS that the decoder reads.
+        grids: of each view.
+        dropped: tokens of each view that no prompt entry shows; () = none anywhere.
+        newlines: how many of `n_text` are newlines, which a row without its pictures has not.
     """
 
-    picture: np.ndarray
+    n_text: int
+    grids: tuple[Grid, ...]
+    dropped: tuple[int, ...] = ()
+    newlines: int = 0
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all views behind an untouched tower."""
+        return sum(t * h * w for t, h, w in self.grids)
+
+    @property
+    def n_visual(self) -> int:
+        """Tokens that reach the prompt when nothing is compressed."""
+        return self.n_tokens - sum(self.dropped)
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One prompt with its pictures. S entries, as the HF processor expands them.
+
+    Attributes:
+        pictures: as framed, in the order of the prompt.
+        question: as asked.
+        prompt: the text that the model sees, one image marker in it for each picture.
+        ids: (S,) int64 token id of each entry.
+        view: (S,) int64 which of the row's `views` an entry shows; -1 = none.
+        position: (S,) int64 flat index into that view's grid; `TEXT`, `CLS` or `NEWLINE` else.
+        place: (S, P) int64 position ids in the decoder: P = 1, or 3 (time, row, column) where it rotates by three.
+        seed: 63 bits of the SHA-256 of the framed views and the question.
+    """
+
+    pictures: tuple[Framed, ...]
     question: str
     prompt: str
-    before: tuple[int, ...]
-    after: tuple[int, ...]
+    ids: np.ndarray
+    view: np.ndarray
+    position: np.ndarray
+    place: np.ndarray
     seed: int
+
+    @cached_property
+    def views(self) -> tuple[View, ...]:
+        """Of all pictures."""
+        return tuple(view for picture in self.pictures for view in picture.views)
+
+    @cached_property
+    def shape(self) -> PromptShape:
+        """What costs depend on."""
+        grids = tuple(view.grid for view in self.views)
+        shown = [int(((self.view == v) & (self.position >= 0)).sum()) for v in range(len(grids))]
+        dropped = tuple(view.n - n for view, n in zip(self.views, shown, strict=True))
+        text = (self.position == TEXT) | (self.position == NEWLINE)
+        newlines = int((self.position == NEWLINE).sum())
+        return PromptShape(int(text.sum()), grids, dropped if any(dropped) else (), newlines)
+
+    # until the pass reads the fields above
+    @property
+    def picture(self) -> np.ndarray:
+        return self.views[0].pixels
+
+    @property
+    def before(self) -> tuple[int, ...]:
+        return tuple(self.ids[: np.flatnonzero(self.view >= 0)[0]].tolist())
+
+    @property
+    def after(self) -> tuple[int, ...]:
+        return tuple(self.ids[np.flatnonzero(self.view >= 0)[-1] + 1 :].tolist())
 
     @property
     def n_text(self) -> int:
-        """Prompt entries that are text."""
-        return len(self.before) + len(self.after)
+        return self.shape.n_text
+
+    @cached_property
+    def entries(self) -> tuple[np.ndarray, ...]:
+        """Of each view: (n,) int64 which prompt entry shows each of its tokens; -1 = none does."""
+        found = []
+        for number, view in enumerate(self.views):
+            at = np.flatnonzero((self.view == number) & (self.position >= 0))
+            entry = np.full(view.n, -1)
+            entry[self.position[at]] = at
+            found.append(entry)
+        return tuple(found)
 
 
 def as_rgb(picture: Picture, row: int) -> np.ndarray:
@@ -60,18 +175,21 @@ def as_rgb(picture: Picture, row: int) -> np.ndarray:
         raise BadInput(f"image {row} ({name}): cannot be decoded: {error}") from error
 
 
-def seed_of(picture: np.ndarray, question: str) -> int:
-    """63 bits of the SHA-256 of shape and pixels of a framed picture, and the question."""
-    digest = hashlib.sha256(repr(picture.shape).encode() + np.ascontiguousarray(picture).tobytes() + question.encode())
+def seed_of(views: Sequence[View], question: str) -> int:
+    """63 bits of the SHA-256 of shape and pixels of framed views, and the question."""
+    digest = hashlib.sha256()
+    for view in views:
+        digest.update(repr(view.pixels.shape).encode() + np.ascontiguousarray(view.pixels).tobytes())
+    digest.update(question.encode())
     return int.from_bytes(digest.digest()[:8], "big") >> 1
 
 
-class Inputs:
-    """The processor, in steps.
+class Inputs(ABC):
+    """The processor, in steps. A family says how it frames a picture (`framed`) and where entries stand (`places`).
 
     Args:
         processor: an HF processor with `image_processor` and `tokenizer`, as `AutoProcessor` loads it.
-        image_token_id: the id that stands for the picture in a prompt.
+        image_token_id: the id that marks a picture in a prompt.
     Raises:
         BadInput: the tokenizer does not know the image token.
     """
@@ -83,56 +201,97 @@ class Inputs:
         if self.image_token is None:
             raise BadInput(f"the tokenizer has no token for image_token_index {image_token_id}")
 
-    def rows(self, images: Sequence[Picture], questions: Sequence[str]) -> list[Row]:
-        """One row per picture and question. Raises: BadInput, naming the row."""
-        if len(images) != len(questions) or not images:
+    # -- what a family says ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def framed(self, rgb: np.ndarray) -> Framed:
+        """A picture (H, W, 3) uint8 as views, and its prompt entries."""
+
+    def refit(self, picture: Framed, grids: Sequence[Grid]) -> Framed:
+        """The picture with its views at other grids, laid out anew. Raises: HostError where the family cannot."""
+        raise HostError(f"pictures of this model keep their size; asked for grids {list(grids)}")
+
+    def places(self, ids: np.ndarray, pictures: Sequence[Framed]) -> np.ndarray:
+        """(S, P) int64 position ids of a whole prompt; by default 0, 1, 2 ... with P = 1."""
+        return np.arange(len(ids))[:, None]
+
+    def pixels(self, views: Sequence[View]) -> Tensor:
+        """(B, 3, H, W) float32 of views of equal size, normalised by the image processor."""
+        pictures = [view.pixels for view in views]
+        done = self.processor.image_processor(pictures, do_resize=False, do_center_crop=False, return_tensors="pt")
+        return done["pixel_values"].float()
+
+    # -- rows --------------------------------------------------------------------------------------------------------
+
+    def rows(self, images: Sequence[Pictures], questions: Sequence[str]) -> list[Row]:
+        """One row for each question and its picture or pictures. Raises: BadInput, naming the row."""
+        if len(images) != len(questions) or not len(images):
             raise BadInput(f"needs as many images as questions, and at least one: {len(images)} and {len(questions)}")
         return [self.row(image, question, i) for i, (image, question) in enumerate(zip(images, questions, strict=True))]
 
-    def row(self, image: Picture, question: str, number: int) -> Row:
+    def row(self, image: Pictures, question: str, number: int) -> Row:
         """One row. Raises: BadInput."""
-        prompt, before, after = self.prompt(question, number)
-        picture = self.framed(as_rgb(image, number))
-        return Row(picture, question, prompt, before, after, seed_of(picture, question))
+        each = list(image) if isinstance(image, (list, tuple)) else [image]
+        if not each:
+            raise BadInput(f"image {number}: an empty list; a row needs at least one picture")
+        prompt, ids = self.prompt(question, number, len(each))
+        return self.laid([self.framed(as_rgb(one, number)) for one in each], question, prompt, ids)
 
     def asked(self, row: Row, question: str, number: int) -> Row:
-        """The same picture with another question. Raises: BadInput."""
-        prompt, before, after = self.prompt(question, number)
-        return Row(row.picture, question, prompt, before, after, seed_of(row.picture, question))
+        """The same pictures with another question. Raises: BadInput."""
+        prompt, ids = self.prompt(question, number, len(row.pictures))
+        return self.laid(row.pictures, question, prompt, ids)
 
-    def framed(self, rgb: np.ndarray) -> np.ndarray:
-        """The picture resized and cropped as the image processor does, still uint8 (H, W, 3)."""
-        frame = self.processor.image_processor([rgb], do_rescale=False, do_normalize=False, return_tensors="pt")
-        return frame["pixel_values"][0].permute(1, 2, 0).numpy().astype(np.uint8)
+    def relaid(self, row: Row, grids: Sequence[Grid]) -> Row:
+        """The row with its views at other grids (None = as it is); the seed stays. Raises: HostError."""
+        pictures, at = [], 0
+        for picture in row.pictures:
+            wanted = tuple(grids[at : at + len(picture.views)])
+            at += len(picture.views)
+            same = wanted == tuple(view.grid for view in picture.views)
+            pictures.append(picture if same else self.refit(picture, wanted))
+        return self.laid(pictures, row.question, row.prompt, self.ids(row.prompt), row.seed)
 
-    def pixels(self, pictures: Sequence[np.ndarray], height: int, width: int) -> Tensor:
-        """(B, 3, height, width) float32, normalised; other sizes are resized first (Pillow's bicubic on uint8)."""
-        sized = [p if p.shape[:2] == (height, width) else _resized(p, height, width) for p in pictures]
-        done = self.processor.image_processor(sized, do_resize=False, do_center_crop=False, return_tensors="pt")
-        return done["pixel_values"].float()
+    def laid(
+        self, pictures: Sequence[Framed], question: str, prompt: str, ids: Sequence[int], seed: int | None = None
+    ) -> Row:
+        """A row from framed pictures and a prompt's ids, each image marker replaced by its picture's entries."""
+        parts: list[tuple[Sequence[int], np.ndarray, np.ndarray]] = []
+        start, first = 0, 0
+        marks = [i for i, token in enumerate(ids) if token == self.image_token_id]
+        for mark, picture in zip(marks, pictures, strict=True):
+            parts.append(_words(ids[start:mark]))
+            parts.append((picture.ids, np.where(picture.view < 0, -1, picture.view + first), picture.position))
+            start, first = mark + 1, first + len(picture.views)
+        parts.append(_words(ids[start:]))
+        whole, view, position = (np.concatenate([np.asarray(p[k], np.int64) for p in parts]) for k in range(3))
+        if seed is None:
+            seed = seed_of([view for picture in pictures for view in picture.views], question)
+        return Row(tuple(pictures), question, prompt, whole, view, position, self.places(whole, pictures), seed)
 
-    def prompt(self, question: str, number: int) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
-        """The text that the model sees, and its token ids before and behind the picture."""
+    def prompt(self, question: str, number: int, pictures: int = 1) -> tuple[str, list[int]]:
+        """The text that the model sees, and its token ids, one image marker in it for each picture."""
         if not isinstance(question, str):
             raise BadInput(f"question {number}: needs a string, got {type(question).__name__}")
         if self.image_token in question:
             raise BadInput(f"question {number}: contains the image token {self.image_token!r}")
         if getattr(self.processor, "chat_template", None):
-            content = [{"type": "image"}, {"type": "text", "text": question}]
+            content = [{"type": "image"}] * pictures + [{"type": "text", "text": question}]
             talk = [{"role": "user", "content": content}]
             text = self.processor.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
         else:
-            text = PLAIN_PROMPT.format(image=self.image_token, question=question)
+            text = PLAIN_PROMPT.format(image=self.image_token * pictures, question=question)
         ids = self.ids(text)
-        if ids.count(self.image_token_id) != 1:
-            raise BadInput(f"question {number}: the prompt has {ids.count(self.image_token_id)} image tokens, needs 1")
-        at = ids.index(self.image_token_id)
-        return text, tuple(ids[:at]), tuple(ids[at + 1 :])
+        if ids.count(self.image_token_id) != pictures:
+            found = ids.count(self.image_token_id)
+            raise BadInput(f"question {number}: the prompt has {found} image tokens, needs {pictures}")
+        return text, ids
 
     def n_text(self, question: str) -> int:
-        """Text entries of a question's prompt."""
-        _, before, after = self.prompt(question, 0)
-        return len(before) + len(after)
+        """Words of a question's prompt with one picture, the picture's own markers left out."""
+        return len(self.prompt(question, 0)[1]) - 1
+
+    # -- text --------------------------------------------------------------------------------------------------------
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a prompt; a template that already wrote the first special token gets no second one."""
@@ -158,8 +317,22 @@ class Inputs:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
-def _resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+def _words(ids: Sequence[int]) -> tuple[Sequence[int], np.ndarray, np.ndarray]:
+    """Ids, views and positions of entries that are text."""
+    none = np.full(len(ids), TEXT)
+    return ids, none, none
+
+
+def resized(view: View, grid: Grid, unit: int) -> View:
+    """The view at another grid, `unit` pixels to a token's side, by Pillow's bicubic on uint8."""
+    size = (grid[2] * unit, grid[1] * unit)
+    return View(np.asarray(Image.fromarray(view.pixels).resize(size, Image.Resampling.BICUBIC)), grid)
+
+
+def one_view(view: View, token: int, size: tuple[int, int], cls: bool = False) -> Framed:
+    """A picture of one view whose prompt entries are its tokens in order, behind its CLS where the decoder reads it."""
+    position = np.concatenate([np.full(int(cls), CLS), np.arange(view.n)])
+    return Framed((view,), (token,) * len(position), np.zeros(len(position), np.int64), position, size)
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

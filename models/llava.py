@@ -16,7 +16,7 @@ from foveate.models.decoder import DECODERS, Decoder
 from foveate.models.errors import UnsupportedModel
 from foveate.models.fingerprint import fingerprint
 from foveate.models.host import Host
-from foveate.models.inputs import Inputs, Picture
+from foveate.models.inputs import Framed, Inputs, Pictures, View, one_view, resized
 from foveate.models.passes import Pass
 from foveate.models.text_tower import TextTower
 from foveate.models.visual import VisualState
@@ -39,6 +39,33 @@ def check_config(config: LlavaConfig, name: str) -> None:
         )
     if config.vision_feature_select_strategy != "full" and tower != "clip_vision_model":
         raise UnsupportedModel(f'{name}: feature selection "default" drops a patch of a tower without CLS; use "full"')
+
+
+class LlavaInputs(Inputs):
+    """Pictures of one view, resized and cropped to the tower's own size.
+
+    Args:
+        processor: see `Inputs`.
+        image_token_id: see `Inputs`.
+        grid: of a picture's tokens.
+        patch: pixels along a token's side.
+        cls: the decoder reads CLS too.
+    """
+
+    def __init__(self, processor: Any, image_token_id: int, grid: Grid, patch: int, cls: bool) -> None:
+        super().__init__(processor, image_token_id)
+        self.grid, self.patch, self.cls = grid, patch, cls
+
+    def framed(self, rgb: np.ndarray) -> Framed:
+        """See `Inputs.framed`."""
+        frame = self.processor.image_processor([rgb], do_rescale=False, do_normalize=False, return_tensors="pt")
+        pixels = frame["pixel_values"][0].permute(1, 2, 0).numpy().astype(np.uint8)
+        return one_view(View(pixels, self.grid), self.image_token_id, rgb.shape[:2], self.cls)
+
+    def refit(self, picture: Framed, grids: Sequence[Grid]) -> Framed:
+        """See `Inputs.refit`."""
+        view = resized(picture.views[0], grids[0], self.patch)
+        return one_view(view, self.image_token_id, picture.size, self.cls)
 
 
 class LlavaHost(Host):
@@ -72,9 +99,9 @@ class LlavaHost(Host):
         self.name, self.model, self.text = name, model.eval(), text
         self.tower = VisionTower(model.model.vision_tower, c.vision_feature_layer)
         self.decoder = Decoder(model.model.language_model, model.lm_head)
-        self.inputs = Inputs(processor, c.image_token_index)
         full = c.vision_feature_select_strategy == "full"
         self.cls_stays = full and self.tower.has_cls
+        self.inputs = LlavaInputs(processor, c.image_token_index, self.tower.grid, self.tower.patch, self.cls_stays)
         self.grid, self.encoder_depth, self.decoder_depth = self.tower.grid, self.tower.depth, self.decoder.depth
         self.device, self.dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
         self.shape = shape_of(self.tower, model)
@@ -86,14 +113,16 @@ class LlavaHost(Host):
         self.ends = frozenset([ends] if isinstance(ends, int) else ends)
         self.fingerprint = fingerprint(config or json.loads(model.config.to_json_string()), model)
 
-    def open(self, images: Sequence[Picture], questions: Sequence[str]) -> Pass:
+    def open(self, images: Sequence[Pictures], questions: Sequence[str]) -> Pass:
         """See `Host.open`."""
         return Pass(self, self.inputs.rows(images, questions))
 
     def pixels(self, pictures: Sequence[np.ndarray], grid: Grid) -> Tensor:
         """Normalised pictures (B, 3, H * patch, W * patch) of a grid, in the model's dtype."""
         height, width = grid[1] * self.tower.patch, grid[2] * self.tower.patch
-        return self.inputs.pixels(pictures, height, width).to(self.device, self.dtype)
+        views = [View(p, grid) for p in pictures]
+        fitting = [v if v.pixels.shape[:2] == (height, width) else resized(v, grid, self.tower.patch) for v in views]
+        return self.inputs.pixels(fitting).to(self.device, self.dtype)
 
     def project(self, x: Tensor) -> Tensor:
         """The projector: (..., C) -> (..., D)."""

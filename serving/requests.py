@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from foveate.models.inputs import Inputs, Row, as_rgb, seed_of
+from foveate.models.inputs import Inputs, Row, View, as_rgb, one_view
 from foveate.models.llava import LlavaHost
 
 DEFAULT_NEW_TOKENS = 20
@@ -140,24 +140,19 @@ def _row(host: LlavaHost, prompt: list[int], picture: np.ndarray, template: tupl
     places = [at for at, each in enumerate(prompt) if each == token]
     if len(places) != width or places[-1] - places[0] != width - 1:
         raise Unsupported(f"a row has {len(places)} picture tokens; the gate decides on one picture of {width}")
-    before, after = tuple(prompt[: places[0]]), tuple(prompt[places[-1] + 1 :])
+    before, after = prompt[: places[0]], prompt[places[-1] + 1 :]
     text, (lead, tail) = [*before, *after], template
     if text[: len(lead)] == lead and text[len(text) - len(tail) :] == tail and len(text) >= len(lead) + len(tail):
         text = text[len(lead) : len(text) - len(tail)]
-    question = host.inputs.text(text)
-    return Row(
-        picture,
-        question,
-        host.inputs.tokenizer.decode([*before, token, *after]),
-        before,
-        after,
-        seed_of(picture, question),
-    )
+    ids = [*before, token, *after]
+    framed = one_view(View(picture, host.grid), token, picture.shape[:2], host.cls_stays)
+    return host.inputs.laid([framed], host.inputs.text(text), host.inputs.tokenizer.decode(ids), ids)
 
 
 def _template(inputs: Inputs) -> tuple[list[int], list[int]]:
     """Token ids that every prompt begins and ends with, the picture left out."""
-    both = [[*before, *after] for _, before, after in (inputs.prompt(text, 0) for text in ("what", "which of 2 is it"))]
+    both = [inputs.prompt(text, 0)[1] for text in ("what", "which of 2 is it")]
+    both = [[token for token in ids if token != inputs.image_token_id] for ids in both]
     lead, tail = _shared(*both), _shared(*(ids[::-1] for ids in both))[::-1]
     return lead, tail
 
