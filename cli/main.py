@@ -39,6 +39,8 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit status. Arguments: those behind the program's name, None = the process's own."""
+    # Waiting OpenMP threads spin unless told to sleep, and take shared cores from who works; read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     argv = list(sys.argv[1:] if argv is None else argv)
     verb = argv[0] if argv else "-h"
     if verb in ("-h", "--help"):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,7 @@ class Crew:
             num_gpus=settings.num_gpus,
             max_restarts=0,
             max_task_retries=0,
-            **settings.options,
+            **_with_sleeping_threads(settings.options),
         )
         self.actors = [self._body.remote(*arguments(number)) for number in range(settings.workers)]
 
@@ -116,6 +117,16 @@ class Crew:
         for actor in self.actors:
             ray.kill(actor, no_restart=True)
         self.actors = []
+
+
+def _with_sleeping_threads(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of an actor whose waiting OpenMP threads sleep, unless its environment, the job's or this process's says
+    otherwise. Spinning ones take the cores of other workers; torch reads the variable when it is loaded, and a worker
+    on another machine does not see this process's."""
+    own = options.get("runtime_env") or {}
+    known = {**(ray.get_runtime_context().runtime_env.get("env_vars") or {}), **(own.get("env_vars") or {})}
+    variables = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"), **known}
+    return {**options, "runtime_env": {**own, "env_vars": variables}}
 
 
 def _in_short(error: RayActorError) -> str:

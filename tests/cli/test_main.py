@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -92,6 +93,23 @@ def test_importing_the_command_line_loads_no_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_are_told_to_sleep_before_torch_is_loaded_unless_the_user_said_otherwise(given, expected):
+    code = (
+        "import os, sys; import foveate.cli.main as m\n"
+        "load = m.import_module\n"
+        "def told(name):\n"
+        "    print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules, file=sys.stderr)\n"
+        "    return load(name)\n"
+        "m.import_module = told\n"
+        "m.main(['list', '--json'])"
+    )
+    rest = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    env = rest if given is None else {**rest, "OMP_WAIT_POLICY": given}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.stderr.splitlines()[0] == f"{expected} False", done.stderr
 
 
 def test_a_closed_pipe_is_no_error():

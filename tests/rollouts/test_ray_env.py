@@ -136,6 +136,34 @@ def test_a_hanging_worker_is_noticed_in_time_and_one_lost_too_often_ends_the_run
         crew.close()
 
 
+class Teller:
+    def __init__(self, number):
+        self.number = number
+
+    def variable(self, name):
+        return os.environ.get(name)
+
+
+@pytest.mark.parametrize(
+    ("here", "options", "expected"),
+    [
+        (None, {}, "PASSIVE"),
+        ("ACTIVE", {}, "ACTIVE"),
+        (None, {"runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "ACTIVE", "FOVEATE_TEST": "x"}}}, "ACTIVE"),
+    ],
+)
+def test_waiting_threads_of_workers_sleep_unless_the_user_said_otherwise(monkeypatch, here, options, expected):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if here is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", here)
+    crew = Crew(Teller, lambda number: (number,), settings(1, options=options))
+    try:
+        assert crew.fetch(crew.call(0, "variable", "OMP_WAIT_POLICY")) == expected
+        assert crew.fetch(crew.call(0, "variable", "FOVEATE_TEST")) == ("x" if options else None)
+    finally:
+        crew.close()
+
+
 def test_a_cluster_that_is_too_small_is_refused_at_once(setup, host):
     with pytest.raises(RuntimeError, match="2 workers need 128 CPUs, the cluster has 2"):
         RayVecEnv(setup, host, RaySettings(2, num_cpus=64))
