@@ -116,13 +116,13 @@ class Controller:
         """The action for one observation; never raises.
 
         Args:
-            observation: "features" (D,) as `Layout.assemble` gives them, lambda included, and "mask" (M, R) of bool or
-                0 and 1. Other entries are not read.
+            observation: as the environment's: "vector" (D,) as `Layout.assemble` gives it, lambda included, and "mask"
+                (M, R) of bool or 0 and 1. Other entries are not read.
         """
         mask = None
         try:
             mask = _readable(observation["mask"], self.artefact.network.shape)
-            decision = self._decide(observation["features"], mask)
+            decision = self._decide(observation["vector"], mask)
         except Exception:
             _log.warning("controller: safe action after an unforeseen error", exc_info=True)
             decision = _safe(mask, "error")
@@ -145,11 +145,11 @@ class Controller:
         if isinstance(mask, np.ndarray) and stage in self._offered and mask.shape == self._offered[stage].shape:
             mask = mask & self._offered[stage] if mask.dtype == bool else np.where(self._offered[stage], mask, 0)
         try:
-            features: Any = self.artefact.layout.assemble(stage, self.lam if lam is None else lam, progress, groups)
+            vector: Any = self.artefact.layout.assemble(stage, self.lam if lam is None else lam, progress, groups)
         except Exception as error:
             _log.warning("controller: no observation at %s: %s", stage, error)
-            features = None
-        return self.decide({"features": features, "mask": mask})
+            vector = None
+        return self.decide({"vector": vector, "mask": mask})
 
     def choice(self, stage: str, decision: Decision) -> Choice:
         """What a decision means at a stage. Raises: ValueError where rows are plans: ask `plan`."""
@@ -163,31 +163,31 @@ class Controller:
             raise ValueError("plan: this controller decides stage by stage; ask choice(stage, decision)")
         return self.artefact.plans[decision.method]
 
-    def _decide(self, features: Any, mask: np.ndarray | None) -> Decision:
+    def _decide(self, vector: Any, mask: np.ndarray | None) -> Decision:
         artefact = self.artefact
         if mask is None or not np.count_nonzero(mask):
             return _safe(mask, "mask")
         size = artefact.layout.size
-        if not isinstance(features, np.ndarray) or features.shape != (size,) or features.dtype.kind != "f":
+        if not isinstance(vector, np.ndarray) or vector.shape != (size,) or vector.dtype.kind != "f":
             return _safe(mask, "shape")
-        low, high, revealed = self._range(features)
-        inside = (features >= low) & (features <= high)
+        low, high, revealed = self._range(vector)
+        inside = (vector >= low) & (vector <= high)
         if np.count_nonzero(inside) < size:  # NaN and infinity are in no range
-            if not np.isfinite(features).all():
+            if not np.isfinite(vector).all():
                 return _safe(mask, "nan")
-            outside = np.count_nonzero(artefact.normalisation.outside(features) & revealed)
+            outside = np.count_nonzero(artefact.normalisation.outside(vector) & revealed)
             if outside > artefact.outside_limit * np.count_nonzero(revealed):
                 return _safe(mask, "outside")
-        first, second = self._network(artefact.normalisation(features))
+        first, second = self._network(artefact.normalisation(vector))
         if not isfinite(sum(first.ravel().tolist()) + sum(second.ravel().tolist())):
             return _safe(mask, "nan")
         kind = artefact.network.kind
-        return Decision(*pick(kind, (first, second), mask, read_lambda(features)), kind)
+        return Decision(*pick(kind, (first, second), mask, read_lambda(vector)), kind)
 
-    def _range(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _range(self, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Lowest and highest value of each entry in training, without bound where no feature is revealed; and where one
         is."""
-        revealed = self.artefact.layout.revealed(features)
+        revealed = self.artefact.layout.revealed(vector)
         known = self._ranges.get(id(revealed))
         if known is None:
             norm, most = self.artefact.normalisation, np.finfo(np.float32).max

@@ -21,14 +21,14 @@ def controller(make_artefact):
 def observation(controller, groups):
     """A good one, before the `outside` decision."""
     artefact = controller.artefact
-    features = artefact.layout.assemble("outside", 0.3, Progress(spent=0.1, tokens_left=0.5), groups)
-    return {"features": features, "mask": artefact.table.legal("outside")}
+    vector = artefact.layout.assemble("outside", 0.3, Progress(spent=0.1, tokens_left=0.5), groups)
+    return {"vector": vector, "mask": artefact.table.legal("outside")}
 
 
 class TestKnownGround:
     def test_the_action_is_the_networks_best_legal_one(self, controller, observation):
         artefact = controller.artefact
-        scores = artefact.network(artefact.normalisation(observation["features"]))
+        scores = artefact.network(artefact.normalisation(observation["vector"]))
         expected = pick("policy", scores, observation["mask"], 0.3)
         assert controller.decide(observation) == Decision(*expected, "policy")
         assert observation["mask"][expected] and controller.counters == {"policy": 1}
@@ -75,9 +75,9 @@ class TestKnownGround:
         artefact = make_artefact("regression", whole_plans=True)
         controller = Controller(artefact)
         mask = np.ones((4, 1), bool)
-        features = artefact.layout.assemble("input", 2.0, Progress(), groups)
-        quality, cost = artefact.network(artefact.normalisation(features))
-        decision = controller.decide({"features": features, "mask": mask})
+        vector = artefact.layout.assemble("input", 2.0, Progress(), groups)
+        quality, cost = artefact.network(artefact.normalisation(vector))
+        decision = controller.decide({"vector": vector, "mask": mask})
         assert decision == Decision(int((quality - 2.0 * cost).argmax()), 0, "regression")
         assert controller.plan(decision) == artefact.plans[decision.method]
         with pytest.raises(ValueError, match="ask plan"):
@@ -91,8 +91,8 @@ class TestKnownGround:
             artefact.network.arrays[f"{name}.bias"][:] = values
         controller, rows = Controller(artefact), []
         for lam in (0.01, 0.16, 0.17, 1.3, 1.4, 4.9, 5.1, 100.0):  # around the slopes 1/6, 4/3 and 5
-            features = artefact.layout.assemble("input", lam, Progress(), groups)
-            rows.append(controller.decide({"features": features, "mask": np.ones((4, 1), bool)}).method)
+            vector = artefact.layout.assemble("input", lam, Progress(), groups)
+            rows.append(controller.decide({"vector": vector, "mask": np.ones((4, 1), bool)}).method)
         assert rows == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
@@ -100,7 +100,7 @@ class TestSafety:
     @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
     @pytest.mark.parametrize("place", [0, 6, 13, 50, -1])
     def test_one_nan_or_infinity_anywhere_gives_no_compression(self, controller, observation, poison, place):
-        observation["features"][place] = poison
+        observation["vector"][place] = poison
         assert controller.decide(observation) == Decision(0, 0, "nan")
         assert controller.counters == {"nan": 1}
 
@@ -125,29 +125,29 @@ class TestSafety:
         assert controller.decide({**observation, "mask": mask}) == Decision(0, 0, "mask")
 
     @pytest.mark.parametrize(
-        "features",
+        "vector",
         [np.zeros(86, np.float32), np.zeros((1, 87), np.float32), np.zeros(87, object), np.zeros(87, int), None, "x"],
         ids=["short", "batch", "object", "integer", "none", "text"],
     )
-    def test_features_of_another_shape_or_type_give_no_compression(self, controller, observation, features):
-        assert controller.decide({**observation, "features": features}) == Decision(0, 0, "shape")
+    def test_features_of_another_shape_or_type_give_no_compression(self, controller, observation, vector):
+        assert controller.decide({**observation, "vector": vector}) == Decision(0, 0, "shape")
 
-    @pytest.mark.parametrize("missing", ["features", "mask"])
+    @pytest.mark.parametrize("missing", ["vector", "mask"])
     def test_a_missing_entry_gives_no_compression(self, controller, observation, missing):
         del observation[missing]
         assert controller.decide(observation) == Decision(0, 0, "error")
 
     def test_a_picture_beyond_the_training_range_gives_no_compression(self, controller, make_artefact, observation):
-        revealed = np.flatnonzero(controller.artefact.layout.revealed(observation["features"]))
+        revealed = np.flatnonzero(controller.artefact.layout.revealed(observation["vector"]))
         assert revealed.size == 68
         for count, reason in ((6, "policy"), (7, "outside")):  # a tenth of 68 is 6.8
-            far = observation["features"].copy()
+            far = observation["vector"].copy()
             far[revealed[-count:]] = 2.5
-            assert controller.decide({**observation, "features": far}).reason == reason
+            assert controller.decide({**observation, "vector": far}).reason == reason
         strict = Controller(make_artefact("policy", outside_limit=0.0))
-        far = observation["features"].copy()
+        far = observation["vector"].copy()
         far[revealed[0]] = -1.5
-        assert strict.decide({**observation, "features": far}) == Decision(0, 0, "outside")
+        assert strict.decide({**observation, "vector": far}) == Decision(0, 0, "outside")
 
     def test_the_head_is_no_ground_for_doubt(self, controller, make_artefact, observation):
         norm = controller.artefact.normalisation
@@ -161,7 +161,7 @@ class TestSafety:
     def test_a_hard_budget_is_kept_even_by_the_safe_action(self, controller, observation):
         observation["mask"] = np.zeros((5, 5), bool)
         observation["mask"][3, 2] = observation["mask"][2, 3] = observation["mask"][4, 2] = True
-        observation["features"][20] = np.nan
+        observation["vector"][20] = np.nan
         assert controller.decide(observation) == Decision(3, 2, "nan")  # mildest level first, then the lower row
 
     def test_a_network_that_fails_or_answers_nan_gives_no_compression(self, make_artefact, observation):
@@ -193,7 +193,7 @@ class TestSafety:
         assert decision == Decision(0, 0, "shape") and decision.safe
 
     def test_every_decision_is_counted_once(self, controller, observation):
-        poisoned = {**observation, "features": observation["features"] * np.nan}
+        poisoned = {**observation, "vector": observation["vector"] * np.nan}
         for item in (observation, poisoned, observation, {}, {**observation, "mask": None}):
             controller.decide(item)
         assert controller.counters == {"policy": 2, "nan": 1, "error": 1, "mask": 1}

@@ -29,7 +29,7 @@ def through_env(host, made, image, question, budget):
     done = False
     while not done:
         seen.append(observation)
-        decision = controller.decide({"features": observation["vector"], "mask": observation["mask"]})
+        decision = controller.decide(observation)
         observation, _, done, _, info = env.step((decision.method, decision.ratio))
     return seen, info["plan"]
 
@@ -50,4 +50,4 @@ def test_gate_and_environment_show_a_controller_the_same(host, make_artefact, ba
         assert len(controller.seen) == len(expected)
         for mine, theirs in zip(controller.seen, expected, strict=True):
             assert np.array_equal(mine["mask"].astype(bool), theirs["mask"].astype(bool))
-            assert np.allclose(mine["features"], theirs["vector"], rtol=0, atol=2e-3 if budget else 0)
+            assert np.allclose(mine["vector"], theirs["vector"], rtol=0, atol=2e-3 if budget else 0)
