@@ -1,0 +1,57 @@
+"""Qwen3-VL: a tower with learned and rotary positions, a 2 x 2 merger, deepstack levels, a Qwen3 decoder."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveate.compressors.base import Grid
+from foveate.models.families.qwen_tower import QwenTower, in_units
+from foveate.models.tower import EncoderGroup
+
+
+class Qwen3Tower(QwenTower):
+    """Learned positions are interpolated to the picture; some blocks' states ride along to the decoder's first layers.
+
+    Args:
+        visual: `Qwen3VLVisionModel`.
+    """
+
+    def __init__(self, visual: nn.Module) -> None:
+        super().__init__(visual)
+        self.levels = tuple(self.config.deepstack_visual_indexes)
+
+    def embed(self, pixels: Tensor, grid: Grid) -> Tensor:
+        """See `Tower.embed`."""
+        x = super().embed(pixels, grid)
+        return x + self.positions(grid).to(x.dtype)
+
+    def positions(self, grid: Grid) -> Tensor:
+        """(m, C) float32: the square table, its corners on the picture's corners, bilinearly in between."""
+        side = self.visual.num_grid_per_side
+        table = self.visual.pos_embed.weight.float().T.reshape(1, -1, side, side)
+        size = (grid[1] * self.side, grid[2] * self.side)
+        spread = F.interpolate(table, size=size, mode="bilinear", align_corners=True)
+        return in_units(spread[0].permute(1, 2, 0), self.side)
+
+    def extra(self, group: EncoderGroup) -> Tensor | None:
+        """See `Tower.extra`."""
+        if not self.levels:
+            return None
+        return torch.stack([self.tokens(self.behind(group, b), group.riders.grid) for b in self.levels], dim=2)
+
+    def project(self, x: Tensor) -> Tensor:
+        """The merger: units (..., 4 C) -> (..., D), each on its own."""
+        merger = self.visual.merger
+        return _through(merger, merger.norm(x.unflatten(-1, (self.merge, -1))).flatten(-2))
+
+    def project_extra(self, extra: Tensor) -> Tensor:
+        """(..., L, 4 C) -> (..., L, D), every level by a merger of its own."""
+        mergers = self.visual.deepstack_merger_list
+        levels = [_through(m, m.norm(x)) for m, x in zip(mergers, extra.unbind(-2), strict=True)]
+        return torch.stack(levels, dim=-2)
+
+
+def _through(merger: nn.Module, normed: Tensor) -> Tensor:
+    return merger.linear_fc2(merger.act_fn(merger.linear_fc1(normed)))

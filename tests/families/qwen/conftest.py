@@ -1,0 +1,60 @@
+"""Tiny Qwen models: built and saved once a run, loaded back as HF's own and as hosts."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+
+def _builders():
+    path = Path(__file__).resolve().parent.parent / "tiny_qwen.py"
+    spec = importlib.util.spec_from_file_location("tiny_qwen", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["tiny_qwen"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+KINDS = ("qwen2_5_vl", "qwen3_vl")
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The builders."""
+    torch.set_num_threads(1)
+    return _builders()
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def kind(request):
+    """Each family once."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def folders(tiny, tmp_path_factory):
+    """Family -> folder of its saved model."""
+    made = {}
+
+    def get(kind):
+        if kind not in made:
+            made[kind] = tiny.build(tmp_path_factory.mktemp(kind), kind)
+        return made[kind]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def original(folders):
+    """Family -> HF's own model, loaded once."""
+    made = {}
+
+    def get(kind):
+        if kind not in made:
+            made[kind] = AutoModelForImageTextToText.from_pretrained(folders(kind)).eval()
+        return made[kind]
+
+    return get
