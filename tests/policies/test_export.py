@@ -11,6 +11,7 @@ from foveate.policies.regression import PlanRegression, Recipe
 from foveate.policies.staged import Staged
 from foveate.policies.train import TrainConfig, build
 from foveate.policies.views import spent_at, stops
+from foveate.rollouts.table_env import TableVecEnv
 
 CALIBRATION = ((0.1, 0.6), (1.0, 0.4), (5.0, 0.1))
 
@@ -40,6 +41,24 @@ def test_a_controller_takes_the_decisions_of_the_offline_policy(stage_wise, toy,
             if plan:
                 break
         assert plan == chosen.plan[i]
+
+
+def test_a_controller_reads_the_environments_observation_as_it_is(stage_wise, toy, tmp_path):
+    table, policy = stage_wise
+    export(tmp_path / "p.fov", artefact_of(policy.export(), policy.standard, table, CALIBRATION))
+    controller, env = Controller.load(tmp_path / "p.fov"), TableVecEnv(table, groups=12, k=1)
+    observation, ended, taken = env.reset(), 0, set()
+    for _ in range(8):
+        rows = [{name: values[i] for name, values in observation.items()} for i in range(env.num_envs)]
+        assert all(env.observation_space.contains(row) for row in rows)
+        decisions = [controller.decide(row) for row in rows]
+        actions = np.array([(each.method, each.ratio) for each in decisions])
+        assert np.array_equal(actions, policy.predict(observation, deterministic=True)[0])
+        taken |= set(map(tuple, actions.tolist()))
+        observation, _, done, _ = env.step(actions)
+        ended += done.sum()
+    assert controller.counters == {"policy": 8 * env.num_envs}  # no safe action: nothing was misread
+    assert ended > 12 and len(taken) > 1
 
 
 def test_a_one_shot_controller_takes_the_regressions_decisions(toy, tmp_path):
