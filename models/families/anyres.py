@@ -1,0 +1,234 @@
+"""AnyRes, what LLaVA-NeXT and LLaVA-OneVision share: a picture is cut into tiles beside one view of all of it.
+
+The tiles' tokens are put together again to one map, the rows and columns that only show padding are cut off, and every
+row of the map ends with a newline vector. OneVision shrinks a map that is still too large, bilinearly, behind the
+projector: its entries are then mixtures of up to four tokens and no longer tokens themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from foveate.compressors.base import Grid
+from foveate.models.errors import BadInput, HostError, UnsupportedModel
+from foveate.models.inputs import NEWLINE, Framed, Inputs, Pictures, Row, View, as_rgb, resized
+
+Size = tuple[int, int]
+"""(height, width), in pixels or in tokens."""
+
+SHRINK_ABOVE = 1.1
+"""A map is shrunk where its side is more than this times what it may be."""
+
+
+def best_resolution(size: Size, choices: Sequence[Sequence[int]]) -> Size:
+    """The resolution that a picture of this size is padded to: most of its pixels kept, then least of them wasted.
+
+    Args:
+        size: of the picture.
+        choices: (height, width) of each; the first of equals wins.
+    """
+    height, width = size
+
+    def worth(choice: Sequence[int]) -> tuple[int, int]:
+        scale = min(choice[1] / width, choice[0] / height)
+        kept = min(int(width * scale) * int(height * scale), width * height)
+        return kept, kept - choice[0] * choice[1]
+
+    best = max(choices, key=worth)
+    return best[0], best[1]
+
+
+def covered(size: Size, whole: Size) -> tuple[Size, Size]:
+    """Which part of a map a padded picture covers: (top, left) and (rows, columns).
+
+    Args:
+        size: of the picture, in pixels.
+        whole: of the map, in tokens.
+    """
+    (height, width), (rows, columns) = size, whole
+    if width / height > columns / rows:
+        pad = (rows - int(round(height * (columns / width), 7))) // 2
+        return (pad, 0), (rows - 2 * pad, columns)
+    pad = (columns - int(round(width * (rows / height), 7))) // 2
+    return (0, pad), (rows, columns - 2 * pad)
+
+
+def shrunk(size: Size, most: float) -> Size:
+    """What a map becomes that may have `most` tokens: the same, or smaller where it is clearly larger."""
+    ratio = math.sqrt(size[0] * size[1] / most)
+    return (int(size[0] // ratio), int(size[1] // ratio)) if ratio > SHRINK_ABOVE else size
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one picture reaches the prompt: its view of all (view 0), then the map of its tiles (views 1, 2 ...).
+
+    Attributes:
+        tiles: rows and columns of tiles; (0, 0) = the picture is its view 0 alone, with one newline behind it.
+        grid: of each view's tokens.
+        top: (row, column) of the first token of the map that is not padding.
+        part: rows and columns of the map that are not padding.
+        out: what is left of them; `part`, unless the map is shrunk.
+    """
+
+    tiles: Size
+    grid: Grid
+    top: Size = (0, 0)
+    part: Size = (0, 0)
+    out: Size = (0, 0)
+
+    @classmethod
+    def of(cls, size: Size, tiles: Size, grid: Grid, most_tiles: int | None = None) -> Layout:
+        """The layout of a picture.
+
+        Args:
+            size: of the picture before any resizing, in pixels.
+            tiles: rows and columns.
+            grid: of each view's tokens.
+            most_tiles: a map with the tokens of clearly more than these is shrunk to them; None = never.
+        """
+        top, part = covered(size, (tiles[0] * grid[1], tiles[1] * grid[2]))
+        return cls(tiles, grid, top, part, part if most_tiles is None else shrunk(part, most_tiles * grid[1] * grid[2]))
+
+    @property
+    def n_views(self) -> int:
+        """Views that the tower encodes."""
+        return 1 + self.tiles[0] * self.tiles[1]
+
+    @property
+    def is_shrunk(self) -> bool:
+        """Whether entries of the map are mixtures of tokens."""
+        return self.out != self.part
+
+    def entries(self) -> tuple[np.ndarray, np.ndarray]:
+        """(S,) int64 each: the view and the flat index in its grid that an entry shows; (-1, NEWLINE) for a newline.
+
+        An entry of a shrunk map shows the token nearest to it, the one that weighs most in its mixture.
+        """
+        _, h, w = self.grid
+        views, positions = np.zeros(h * w, np.int64), np.arange(h * w)
+        if self.n_views == 1:
+            return np.append(views, -1), np.append(positions, NEWLINE)
+        row, column = (
+            start + ((2 * np.arange(o) + 1) * n) // max(2 * o, 1)
+            for start, n, o in zip(self.top, self.part, self.out, strict=True)
+        )
+        tile = 1 + (row // h)[:, None] * self.tiles[1] + (column // w)[None]
+        inside = (row % h)[:, None] * w + (column % w)[None]
+        tile, inside = (
+            np.pad(of, ((0, 0), (0, 1)), constant_values=end).ravel() for of, end in ((tile, -1), (inside, NEWLINE))
+        )
+        return np.concatenate([views, tile]), np.concatenate([positions, inside])
+
+    def mixed(self, x: Tensor) -> Tensor:
+        """What a shrunk map's entries hold, row by row, without newlines: (tiles, n, D) -> (E, D)."""
+        (rows, columns), (_, h, w), (top, left), (height, width) = self.tiles, self.grid, self.top, self.part
+        whole = x.unflatten(1, (h, w)).unflatten(0, (rows, columns)).permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)
+        part = whole[:, top : top + height, left : left + width]
+        return F.interpolate(part[None], self.out, mode="bilinear")[0].flatten(1).T
+
+
+class AnyResInputs(Inputs):
+    """Pictures as tiles.
+
+    Args:
+        processor: an HF processor whose image processor cuts tiles.
+        image_token_id: as in `Inputs`.
+        side: pixels along a tile.
+        patch: pixels along a token.
+        pinpoints: (height, width) of the resolutions that the model knows.
+        most_tiles: as in `Layout.of`.
+        nested: several pictures of a row are put to the image processor together, and then not cut into tiles.
+    Raises:
+        UnsupportedModel: processor and model disagree about tiles, or the resolutions are no whole tiles.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        image_token_id: int,
+        side: int,
+        patch: int,
+        pinpoints: Sequence[Sequence[int]],
+        most_tiles: int | None = None,
+        nested: bool = False,
+    ) -> None:
+        super().__init__(processor, image_token_id)
+        self.side, self.patch, self.most_tiles, self.nested = side, patch, most_tiles, nested
+        self.pinpoints = [(int(h), int(w)) for h, w in pinpoints]
+        self.grid: Grid = (1, side // patch, side // patch)
+        theirs = [(int(h), int(w)) for h, w in processor.image_processor.image_grid_pinpoints]
+        if theirs != self.pinpoints:
+            raise UnsupportedModel(f"the processor cuts for {theirs}, the model expects {self.pinpoints}")
+        odd = [p for p in self.pinpoints if p[0] % side or p[1] % side]
+        if odd:
+            raise UnsupportedModel(f"image_grid_pinpoints {odd[0]}: no whole tiles of {side} pixels")
+
+    def tiles(self, size: Size) -> Size:
+        """Rows and columns of tiles of a picture of (height, width) pixels."""
+        height, width = best_resolution(size, self.pinpoints)
+        return height // self.side, width // self.side
+
+    def layout(self, picture: Framed) -> Layout:
+        """How a framed picture reaches the prompt."""
+        grid = picture.views[0].grid
+        if len(picture.views) == 1:
+            return Layout((0, 0), grid)
+        return Layout.of(picture.size, self.tiles(picture.size), grid, self.most_tiles)
+
+    def row(self, image: Pictures, question: str, number: int) -> Row:
+        """See `Inputs.row`."""
+        each = list(image) if isinstance(image, (list, tuple)) else [image]
+        if not self.nested or len(each) < 2:
+            return super().row(image, question, number)
+        prompt, ids = self.prompt(question, number, len(each))
+        pictures = [as_rgb(one, number) for one in each]
+        made = [
+            self._entries(views[:1], one.shape[:2]) for views, one in zip(self._cut([pictures]), pictures, strict=True)
+        ]
+        return self.laid(made, question, prompt, ids)
+
+    def framed(self, rgb: np.ndarray) -> Framed:
+        """See `Inputs.framed`: the view of all first, then the tiles row by row."""
+        rows, columns = self.tiles(rgb.shape[:2])
+        return self._entries(self._cut([rgb])[0][: 1 + rows * columns], rgb.shape[:2])
+
+    def refit(self, picture: Framed, grids: Sequence[Grid]) -> Framed:
+        """See `Inputs.refit`. Raises: HostError where the views' grids would differ: tiles make one map."""
+        if len(set(grids)) != 1:
+            raise HostError(f"tiles of a picture keep one grid; asked for {sorted(set(grids))}")
+        return self._entries([resized(view, grids[0], self.patch) for view in picture.views], picture.size)
+
+    def pixels(self, views: Sequence[View]) -> Tensor:
+        """See `Inputs.pixels`."""
+        how = self.processor.image_processor
+        x = np.stack([view.pixels for view in views]).transpose(0, 3, 1, 2)
+        if how.do_rescale:
+            x = x.astype(np.float64) * how.rescale_factor
+        x = x.astype(np.float32)
+        if how.do_normalize:
+            mean, std = (np.asarray(of, np.float32)[:, None, None] for of in (how.image_mean, how.image_std))
+            x = (x - mean) / std
+        return torch.from_numpy(x)
+
+    def _cut(self, pictures: Sequence[Any]) -> list[list[View]]:
+        """Of each picture: its views, and where others have more, blank ones behind them."""
+        made = self.processor.image_processor(pictures, do_rescale=False, do_normalize=False, return_tensors="np")
+        values = np.asarray(made["pixel_values"])  # (pictures, most views, 3, H, W)
+        if values.shape[-2:] != (self.side, self.side):
+            raise BadInput(f"the processor makes tiles of {values.shape[-2:]} pixels, the model expects {self.side}")
+        return [[View(v.transpose(1, 2, 0).astype(np.uint8), self.grid) for v in views] for views in values]
+
+    def _entries(self, views: Sequence[View], size: Size) -> Framed:
+        """A picture with its prompt entries."""
+        blank = Framed(tuple(views), (), np.zeros(0, np.int64), np.zeros(0, np.int64), size)
+        view, position = self.layout(blank).entries()
+        return Framed(blank.views, (self.image_token_id,) * len(view), view, position, size)

@@ -1,0 +1,6 @@
+"""Lets the tests of families import the builders of tiny models beside them."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
