@@ -1,0 +1,109 @@
+"""InternVL: a tower with layer scale, a 2 x 2 pixel shuffle, an MLP projector, a Qwen or LLaMA decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveate.compressors.base import Grid
+from foveate.models.errors import UnsupportedModel
+from foveate.models.families.shuffle import TiledInputs, folded, in_units
+from foveate.models.tower import Tower
+
+
+class InternVLTower(Tower):
+    """Its blocks scale both halves by learned vectors; queries and keys may be normalised; CLS is never read.
+
+    Args:
+        tower: `InternVLVisionModel`.
+        feature_layer: index into the hidden states that feed the projector; -1 = the tower's output, norm included.
+        side: k, patches along a token's side.
+    Raises:
+        UnsupportedModel: the feature layer is not one block's output.
+    """
+
+    has_cls = True
+
+    def __init__(self, tower: nn.Module, feature_layer: int, side: int) -> None:
+        config, blocks = tower.config, tower.config.num_hidden_layers
+        self.depth = feature_layer % (blocks + 1)
+        if self.depth < 1 or not -blocks <= feature_layer <= blocks:
+            raise UnsupportedModel(f"vision_feature_layer {feature_layer}: no block's output in a tower of {blocks}")
+        self.config, self.embeddings, self.blocks = config, tower.embeddings, tower.encoder.layer[: self.depth]
+        self.heads, self.patch, self.side, self.merge = config.num_attention_heads, config.patch_size[0], side, side**2
+        self.scale = self.blocks[0].attention.scale
+        self.norm_out = tower.layernorm if feature_layer == -1 else nn.Identity()
+
+    def embed(self, pixels: Tensor, grid: Grid) -> Tensor:
+        """See `Tower.embed`; position embeddings are interpolated where the size is not the tower's own."""
+        return self.embeddings(pixels.to(self.embeddings.cls_token.device))
+
+    def attend(self, layer: int, x: Tensor, bias: Tensor | None, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Tower.attend`."""
+        block = self.blocks[layer]
+        part, normed = block.attention, block.layernorm_before(x)
+        q, k, v = (
+            self._split(part.q_norm(part.q_proj(normed))),
+            self._keys(part, normed),
+            self._split(part.v_proj(normed)),
+        )
+        mask = None if bias is None else bias.to(x.dtype)[:, None, None, :]
+        if self.config._attn_implementation == "eager":
+            logits = q @ k.transpose(-1, -2) * self.scale
+            mixed = (logits if mask is None else logits + mask).softmax(-1) @ v
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
+        return x + block.lambda_1 * part.projection_layer(mixed.transpose(1, 2).flatten(2)), q, k
+
+    def _queries(self, part: nn.Module, normed: Tensor) -> Tensor:
+        return self._split(part.q_norm(part.q_proj(normed)))
+
+    def _keys(self, part: nn.Module, normed: Tensor) -> Tensor:
+        return self._split(part.k_norm(part.k_proj(normed)))
+
+    def _split(self, projected: Tensor) -> Tensor:
+        """(b, m, H * e) -> (b, H, m, e)."""
+        return projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def mlp(self, layer: int, x: Tensor) -> Tensor:
+        """See `Tower.mlp`."""
+        block = self.blocks[layer]
+        return x + block.lambda_2 * block.mlp(block.layernorm_after(x))
+
+    def queries_keys(self, layer: int, x: Tensor, rows: int, grid: Grid) -> tuple[Tensor | None, Tensor]:
+        """See `Tower.queries_keys`."""
+        block = self.blocks[layer]
+        part, normed = block.attention, block.layernorm_before(x)
+        return self._queries(part, normed[:, :rows]) if rows else None, self._keys(part, normed)
+
+    def tokens(self, x: Tensor, grid: Grid) -> Tensor:
+        """See `Tower.tokens`."""
+        return in_units(self.norm_out(x), grid, self.side)
+
+    def folded(self, kind: str, value: Tensor, grid: Grid) -> Tensor:
+        """See `Tower.folded`."""
+        return folded(kind, value, grid, self.side)
+
+
+class InternVLInputs(TiledInputs):
+    """Tiles of the arrangement whose shape is nearest to the picture's, then the whole picture as one more.
+
+    Args:
+        processor, image_token_id, side, patch: see `TiledInputs`.
+    """
+
+    def __init__(self, processor: Any, image_token_id: int, side: int, patch: int) -> None:
+        size = processor.image_processor.size
+        super().__init__(processor, image_token_id, (size["height"], size["width"]), side, patch)
+        self.start, self.end = processor.tokenizer.start_image_token, processor.tokenizer.end_image_token
+
+    def cut(self, rgb: np.ndarray) -> tuple[list[np.ndarray], str]:
+        """See `TiledInputs.cut`."""
+        settings = {"crop_to_patches": True, "do_rescale": False, "do_normalize": False}  # the processor's own default
+        done = self.processor.image_processor([rgb], input_data_format="channels_last", **settings)
+        views = [np.asarray(each).transpose(1, 2, 0) for each in done["pixel_values"]]
+        n = self.grid[1] * self.grid[2]
+        return views, f"{self.start}{self.image_token * (n * len(views))}{self.end}"

@@ -1,0 +1,113 @@
+"""What families with a pixel shuffle share: units of k x k patches, and pictures cut into tiles of one size."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveate.compressors.base import Grid
+from foveate.models.errors import HostError, UnsupportedModel
+from foveate.models.inputs import TEXT, Framed, Inputs, View, resized
+
+NO_REDUCTION_INSIDE = "a token is {side} x {side} patches, merged behind the tower: inside it none can leave alone"
+"""Why methods at `encoder` cannot run; `side` is k."""
+
+
+def in_units(x: Tensor, grid: Grid, side: int) -> Tensor:
+    """A map of patches -> units, the order in which both families' pixel shuffles put them.
+
+    Args:
+        x: (b, m, C), the m = side^2 * h * w patches row by row.
+        grid: (1, h, w) of the units.
+        side: k, patches along a unit's side.
+    Returns:
+        (b, h * w, side^2 * C): units row by row, each one's patches row by row.
+    """
+    _, h, w = grid
+    split = x.unflatten(1, (h, side, w, side))
+    return split.transpose(2, 3).flatten(3).flatten(1, 2)
+
+
+def folded(kind: str, value: Tensor, grid: Grid, side: int) -> Tensor:
+    """A signal of patches as one of units: attention (b, ..., m) is summed over a unit, keys (b, m, e) are averaged."""
+    _, h, w = grid
+    if kind == "keys":
+        return value.unflatten(1, (h, side, w, side)).mean(dim=(2, 4)).flatten(1, 2)
+    return value.unflatten(-1, (h, side, w, side)).sum(dim=(-3, -1)).flatten(-2)
+
+
+class TiledInputs(Inputs):
+    """Pictures as one view or several, all of one size, each behind text of its own.
+
+    Args:
+        processor: see `Inputs`.
+        image_token_id: stands for a picture before it is framed, and for each of its tokens behind.
+        size: (height, width) of a view in pixels.
+        side: k, patches along a token's side.
+        patch: pixels along a patch's side.
+    Raises:
+        UnsupportedModel: views that are no squares of whole tokens.
+        BadInput: see `Inputs`.
+    """
+
+    def __init__(self, processor: Any, image_token_id: int, size: tuple[int, int], side: int, patch: int) -> None:
+        super().__init__(processor, image_token_id)
+        self.unit = side * patch
+        along = size[0] // patch
+        if size[0] != size[1] or along < 1 or along % side:
+            raise UnsupportedModel(
+                f"views of {size[0]} x {size[1]} pixels: needs squares of patches of {patch} whose number along a side "
+                f"the pixel shuffle's {side} divides"
+            )
+        self.grid: Grid = (1, along // side, along // side)
+
+    @abstractmethod
+    def cut(self, rgb: np.ndarray) -> tuple[list[np.ndarray], str]:
+        """A picture (H, W, 3) uint8 -> its views' pixels, and the text in its place with one marker for each token."""
+
+    def framed(self, rgb: np.ndarray) -> Framed:
+        """See `Inputs.framed`. Raises: HostError where markers and tokens do not match."""
+        pixels, text = self.cut(rgb)
+        views = tuple(View(each, self.grid) for each in pixels)
+        ids = np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        seen = ids == self.image_token_id
+        if seen.sum() != len(views) * views[0].n:
+            raise HostError(f"{int(seen.sum())} image tokens in a picture's text for {len(views)} views of {self.grid}")
+        view, position = np.full(len(ids), -1), np.full(len(ids), TEXT)
+        view[seen] = np.repeat(np.arange(len(views)), views[0].n)
+        position[seen] = np.tile(np.arange(views[0].n), len(views))
+        return Framed(views, tuple(ids.tolist()), view, position, rgb.shape[:2])
+
+    def refit(self, picture: Framed, grids: Sequence[Grid]) -> Framed:
+        """See `Inputs.refit`: each view's run of markers is as long as its new grid is large.
+
+        Raises:
+            HostError: not one grid for each view, or one that is larger than the view's own.
+        """
+        if len(grids) != len(picture.views):
+            raise HostError(f"{len(grids)} grids for a picture of {len(picture.views)} views")
+        for new, view in zip(grids, picture.views, strict=True):
+            if new[0] != 1 or any(not 1 <= n <= old for n, old in zip(new, view.grid, strict=True)):
+                raise HostError(f"a view of grid {view.grid} cannot be shown at {new}: views only get smaller")
+        left = np.asarray([new[1] * new[2] for new in grids])
+        stays = (picture.view < 0) | (picture.position < left[picture.view])
+        views = tuple(
+            view if new == view.grid else resized(view, new, self.unit)
+            for new, view in zip(grids, picture.views, strict=True)
+        )
+        ids = tuple(np.asarray(picture.ids)[stays].tolist())
+        return Framed(views, ids, picture.view[stays], picture.position[stays], picture.size)
+
+    def pixels(self, views: Sequence[View]) -> Tensor:
+        """See `Inputs.pixels`: rescaled and normalised as the image processor does it, never resized."""
+        tool = self.processor.image_processor
+        x = torch.from_numpy(np.stack([view.pixels for view in views])).double()
+        x = (x * tool.rescale_factor if tool.do_rescale else x).float()
+        if tool.do_normalize:
+            x = (x - torch.tensor(tool.image_mean)) / torch.tensor(tool.image_std)
+        return x.permute(0, 3, 1, 2)

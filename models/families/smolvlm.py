@@ -1,0 +1,73 @@
+"""SmolVLM and Idefics3: a SigLIP tower for any size, a k x k pixel shuffle, one linear layer, a LLaMA decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from foveate.compressors.base import Grid
+from foveate.models.families.shuffle import TiledInputs, folded, in_units
+from foveate.models.vit import VisionTower
+
+
+class SmolVLMTower(VisionTower):
+    """SigLIP blocks; a patch takes the learned position at its place, as a fraction of its view.
+
+    Args:
+        tower: `SmolVLMVisionTransformer` or `Idefics3VisionTransformer`.
+        side: k, patches along a token's side.
+    """
+
+    def __init__(self, tower: nn.Module, side: int) -> None:
+        super().__init__(tower, tower.config.num_hidden_layers)
+        self.side, self.merge = side, side**2
+
+    def embed(self, pixels: Tensor, grid: Grid) -> Tensor:
+        """See `Tower.embed`; views fill their frames: the masks of patches that a tower takes are all true."""
+        whole = torch.ones(
+            len(pixels), grid[1] * self.side, grid[2] * self.side, dtype=torch.bool, device=self.norm_out.weight.device
+        )
+        return self.embeddings(pixels.to(whole.device), whole)
+
+    def tokens(self, x: Tensor, grid: Grid) -> Tensor:
+        """See `Tower.tokens`."""
+        return in_units(self.norm_out(x), grid, self.side)
+
+    def folded(self, kind: str, value: Tensor, grid: Grid) -> Tensor:
+        """See `Tower.folded`."""
+        return folded(kind, value, grid, self.side)
+
+
+class SmolVLMInputs(TiledInputs):
+    """Tiles of the enlarged picture row by row, then all of it as one more; a small picture is that last view alone.
+
+    Args:
+        processor, image_token_id, side, patch: see `TiledInputs`.
+    """
+
+    def __init__(self, processor: Any, image_token_id: int, side: int, patch: int) -> None:
+        edge = processor.image_processor.max_image_size["longest_edge"]
+        super().__init__(processor, image_token_id, (edge, edge), side, patch)
+        words = processor.tokenizer
+        self.around = getattr(words, "fake_image_token", "<fake_token_around_image>")
+        self.overview = getattr(words, "global_image_token", "<global-img>")
+
+    def cut(self, rgb: np.ndarray) -> tuple[list[np.ndarray], str]:
+        """See `TiledInputs.cut`."""
+        settings = {"do_rescale": False, "do_normalize": False, "do_pad": False, "return_row_col_info": True}
+        done = self.processor.image_processor([rgb], input_data_format="channels_last", **settings)
+        views = [np.asarray(each).transpose(1, 2, 0) for each in done["pixel_values"][0]]
+        return views, self.text_of(int(done["rows"][0][0]), int(done["cols"][0][0]))
+
+    def text_of(self, rows: int, columns: int) -> str:
+        """The text in a picture's place: each tile behind its row and column, the whole picture in the end."""
+        run = self.image_token * (self.grid[1] * self.grid[2])
+        tiles = ""
+        for row in range(1, rows + 1):
+            for column in range(1, columns + 1):
+                tiles += f"{self.around}<row_{row}_col_{column}>{run}"
+            tiles += "\n"
+        return f"{tiles}{chr(10) * bool(tiles)}{self.around}{self.overview}{run}{self.around}"
