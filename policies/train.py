@@ -109,6 +109,9 @@ class TrainConfig:
         evaluate_every: updates between evaluations on the validation table, and between checkpoints.
         default_budget: mean cost share that the exported controller is set to.
         regression, warm: recipes of the parts.
+
+    Raises:
+        ValueError: a number below its least, or a range that `Terms` refuses; told here, before any table is filled.
     """
 
     seed: int = 0
@@ -133,6 +136,15 @@ class TrainConfig:
     default_budget: float = 0.35
     regression: Recipe = field(default_factory=Recipe)
     warm: WarmRecipe = field(default_factory=WarmRecipe)
+
+    def __post_init__(self) -> None:
+        least = {"updates": 0, "n_steps": len(STAGES), "lambdas": 2}  # a rollout must hold the longest episode
+        for name in ("updates", "groups", "k", "n_steps", "n_epochs", "batch_size", "lambdas", "evaluate_every"):
+            if getattr(self, name) < least.get(name, 1):
+                raise ValueError(f"{name}: {getattr(self, name)} is below {least.get(name, 1)}")
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(f"widths: {self.widths} must hold numbers of at least 1")
+        terms_of(self, self.lam or Terms.lam)
 
 
 @dataclass(frozen=True)

@@ -135,9 +135,11 @@ class _Cascade:
         seen = {groups: vectors(table, layout, groups) for groups in views}
         predicted = {groups: predictor.predict(table, groups) for groups in views}
         self.table, self.cost = table, predictor.cost
-        self.acts = np.array([acts_at(plan) for plan in table.plans])
+        acts = np.array([acts_at(plan) for plan in table.plans])
         self.places = np.array([STAGES.index(stage) for stage in looks])
         self.columns = np.stack([columns_at(table, actions, stage) for stage in looks])
+        # before every stop, so never open: plans that the portfolio lacks (the table always holds the blind one)
+        self.acts = np.where(np.isin(np.arange(table.p), self.columns), acts, -1)
         self.spent = np.stack([spent_at(table, stage) for stage in looks])
         self.x = np.stack(
             [with_head(seen[looks[stage]].copy(), stage, 1.0, self.spent[i]) for i, stage in enumerate(looks)]
@@ -146,9 +148,7 @@ class _Cascade:
         self.scale = np.stack([policy.standard.scale * layout.revealed(x[0]) for x in self.x])
         self.quality = np.stack([predicted[groups] for groups in looks.values()])
         known = [looks[stage] for stage in looks]  # a plan is charged what was looked at up to where it acts
-        features = [
-            looked_cost(table, known[min(np.searchsorted(self.places, at), len(known) - 1)]) for at in self.acts
-        ]
+        features = [looked_cost(table, known[min(np.searchsorted(self.places, at), len(known) - 1)]) for at in acts]
         self.price = table.share + np.array(features) / table.full[:, None]
 
     def batch(

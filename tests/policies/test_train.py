@@ -36,6 +36,23 @@ def run(splits, tmp_path_factory):
     return train(splits, SMALL, out, [seen.append]), out, seen
 
 
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"n_steps": 5}, "n_steps: 5 is below 6"),
+        ({"groups": 0}, "groups: 0 is below 1"),
+        ({"updates": -1}, "updates: -1 is below 0"),
+        ({"lambdas": 1}, "lambdas: 1 is below 2"),
+        ({"widths": ()}, r"widths: \(\) must hold numbers"),
+        ({"lam": (2.0, 0.2)}, r"lam: \(2.0, 0.2\) is not a range"),
+        ({"budget_share": 1.5}, "budget_share: 1.5 is outside"),
+    ],
+)
+def test_a_number_out_of_range_is_named_before_anything_runs(fields, line):
+    with pytest.raises(ValueError, match=f"^{line}"):
+        TrainConfig(**fields)
+
+
 def test_the_policy_beats_the_best_fixed_plan_on_new_inputs(run, toy):
     trained, _, _ = run
     test = toy.table(300, seed=7)

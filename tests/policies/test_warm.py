@@ -1,14 +1,16 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from foveate.envs.episode import Terms
-from foveate.plans import ActionTable
+from foveate.plans import STAGES, ActionTable, Portfolio
 from foveate.policies.evaluate import evaluate
 from foveate.policies.learned import StagePolicy, best_actions, columns_at
 from foveate.policies.staged import Staged
 from foveate.policies.train import TrainConfig, build
-from foveate.policies.warm import WarmRecipe, clone
+from foveate.policies.warm import WarmRecipe, _Cascade, clone
 from foveate.rollouts.table_env import TableVecEnv
 
 TERMS = Terms((0.2, 2.0), (0.1, 1.0), budget_share=0.3)
@@ -72,6 +74,26 @@ def test_the_copy_keeps_to_the_cascade_under_a_hard_budget(cloned, toy):
         obs, _, _, infos = env.step(policy.predict(obs, deterministic=True)[0])
         ended += [info for info in infos if info]
     assert np.mean([info["correct"] for info in ended]) > 0.62
+
+
+@pytest.mark.parametrize("left_out", [{"input": {"downsample": [0.25]}}, {"prefill": {"fastv": [0.5]}}, {"input": {}}])
+def test_plans_that_the_portfolio_lacks_are_never_copied(toy, left_out):
+    """A table always holds the blind plan, and under a budget it may be the only one within it."""
+    stages = {stage: some for stage, some in {**toy.PORTFOLIO.to_dict()["stages"], **left_out}.items() if some}
+    table = toy.table(60)
+    table = replace(table, meta={**table.meta, "portfolio": {**toy.PORTFOLIO.to_dict(), "stages": stages}})
+    actions = ActionTable.from_portfolio(Portfolio.from_dict(table.meta["portfolio"]))
+    policy = build(table, TrainConfig(groups=2, k=2, widths=(16,)), TERMS.lam).policy
+    cascade = _Cascade(table, Knows(toy), actions, policy)
+    rows = np.arange(len(cascade.places) * table.n)
+    lams, budgets = np.full(len(rows), 5.0), np.where(rows % 2, 0.1, np.inf)
+    obs, target, returns = cascade.batch(rows, lams, budgets, temperature=0.05)
+    assert torch.allclose(target.sum(dim=(1, 2)), torch.ones(len(rows)))
+    assert (obs["mask"] > 0).any(dim=(1, 2)).all() and not target[obs["mask"] == 0].any()
+    offered = {column for stage in STAGES for column in columns_at(table, actions, stage).ravel().tolist()} - {-1}
+    assert set(returns[:, 1].tolist()) <= set(toy.SHARES[sorted(offered)].astype(np.float32).tolist())
+    losses = clone(policy, Knows(toy), table, actions, Terms((0.2, 2.0), (0.05, 0.1), 1.0), WarmRecipe(epochs=2))
+    assert np.isfinite(losses).all()
 
 
 def test_actions_and_columns_of_a_stage(toy):
