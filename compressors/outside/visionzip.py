@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from foveate.compressors.base import Reducer, Reduction, Tokens
+from foveate.compressors.choosing import ranked, rows
 from foveate.compressors.matching import cosine, needs_width
 from foveate.compressors.registry import register
 from foveate.compressors.signals import FEATURE_LAYER, Signal
@@ -65,7 +66,7 @@ class VisionZip(Reducer):
     def plan(self, tokens: Tokens, count: int) -> Reduction:
         dominant, contextual = self.split(count)
         score = tokens.signals["cls_attention"].float().sum(dim=1).masked_fill(tokens.position < 0, torch.inf)
-        order = score.argsort(dim=-1, descending=True, stable=True)
+        order = ranked(score)
         kept, rest = order[:, :dominant].sort(dim=-1).values, order[:, dominant:].sort(dim=-1).values  # CLS is row 0
         if contextual == 0:
             return Reduction(kept)
@@ -75,7 +76,7 @@ class VisionZip(Reducer):
         targets, others = rest[:, is_target], rest[:, ~is_target]  # (B, contextual), (B, R - contextual)
         anchor = torch.cat([kept, targets], dim=1)
         keys = tokens.signals["keys"]
-        joined = cosine(_rows(keys, others), _rows(keys, targets)).argmax(dim=-1)
+        joined = cosine(rows(keys, others), rows(keys, targets)).argmax(dim=-1)
         slot = torch.empty_like(order)
         slot.scatter_(1, anchor, torch.arange(count, device=order.device).expand_as(anchor))
         slot.scatter_(1, others, dominant + joined)
@@ -94,8 +95,3 @@ class VisionZip(Reducer):
         needs_width(self.name, key_dim)
         dominant, contextual = self.split(count)
         return 2 * (n - dominant - contextual) * contextual * key_dim
-
-
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """The rows of x (B, N, d) at index (B, K)."""
-    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))

@@ -1,0 +1,63 @@
+"""Choosing with stable ties: ranks, masks and the reductions that they stand for. Knows tensors only."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from foveate.compressors.tokens import Reduction
+
+
+def rows(x: Tensor, index: Tensor) -> Tensor:
+    """The rows of x (B, N, D) at index (B, K): (B, K, D)."""
+    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def ranked(score: Tensor, tier: Tensor | None = None) -> Tensor:
+    """Indices (..., N) by falling score, equal ones by rising index; with `tier`, a higher tier comes first."""
+    order = score.argsort(dim=-1, descending=True, stable=True)
+    if tier is None:
+        return order
+    return order.gather(-1, tier.gather(-1, order).argsort(dim=-1, descending=True, stable=True))
+
+
+def rank(score: Tensor) -> Tensor:
+    """Each entry's place in `ranked(score)`, from 0."""
+    order = ranked(score)
+    return torch.empty_like(order).scatter_(
+        -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    )
+
+
+def marked(like: Tensor, index: Tensor) -> Tensor:
+    """(B, N) bool, true at index (B, K); `like` (B, N) gives shape and device."""
+    return torch.zeros_like(like, dtype=torch.bool).scatter_(1, index, True)
+
+
+def selection(mask: Tensor) -> Reduction:
+    """The tokens where mask (B, N) is true, in order; with a count for each row where their numbers differ."""
+    count = mask.sum(dim=-1)
+    most = int(count.max())
+    anchor = (~mask).long().argsort(dim=-1, stable=True)[:, :most]
+    if int(count.min()) == most:
+        return Reduction(anchor)
+    used = torch.arange(most, device=mask.device) < count.unsqueeze(-1)
+    return Reduction(anchor.masked_fill(~used, -1), count=count)
+
+
+def first_max(value: Tensor, segment: Tensor, segments: int) -> tuple[Tensor, Tensor]:
+    """The largest entry of each segment and where it stands.
+
+    Args:
+        value: (B, N) float32; -inf = not to be chosen.
+        segment: (B, N) int64 in 0 .. segments - 1.
+        segments: how many there are.
+    Returns:
+        (B, segments) largest value, -inf where there is none; (B, segments) int64 lowest index that has it, else N.
+    """
+    b, n = value.shape
+    best = value.new_full((b, segments), -torch.inf).scatter_reduce_(1, segment, value, "amax")
+    index = torch.arange(n, device=value.device).expand(b, n)
+    is_best = (value == best.gather(1, segment)) & (value > -torch.inf)
+    where = torch.full((b, segments), n, device=value.device)
+    return best, where.scatter_reduce_(1, segment, index.masked_fill(~is_best, n), "amin")
