@@ -43,7 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Prints the answer and what it cost."""
     from foveate.controller.artefact import load
-    from foveate.serving.images import open_picture
+    from foveate.tasks.images import open_picture
 
     if not args.question.strip():
         raise ValueError("question: is empty")

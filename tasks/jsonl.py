@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import struct
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-
 from foveate.tasks.base import Sample, TaskDataError, Turn
+from foveate.tasks.images import open_picture
 from foveate.tasks.splits import digest
 
-MAX_PIXELS = 64_000_000  # a picture above this is refused before it is decoded
 KEYS = {"image", "question", "answers", "turns", "regime", "split", "family", "id", "caption"}
 
 
@@ -85,7 +80,7 @@ def _sample(line: bytes, number: int, path: Path, root: Path) -> Sample:
         raise TaskDataError(f"unknown key {unknown[0]!r}, known are {', '.join(sorted(KEYS))}")
     turns = _turns(row)
     name = _text(row, "image", None)
-    image = load_image(root, name)
+    image = open_picture(name, root)
     return Sample(
         id=_text(row, "id", f"{path.stem}/{number}"),
         task=path.stem,
@@ -141,58 +136,3 @@ def _turn(row: dict[str, Any], where: str) -> Turn:
     if bad:
         raise TaskDataError(f"{place} holds {bad[0]!r}, expected text")
     return Turn(question, tuple(answers), "user")
-
-
-def load_image(root: Path, name: str) -> np.ndarray:
-    """A picture as (H, W, 3) uint8: turned as its EXIF data says, grey, palette, CMYK, 16-bit and alpha made RGB.
-
-    Args:
-        root: folder that `name` starts from (an absolute name stands for itself).
-        name: path of the picture.
-
-    Raises:
-        TaskDataError: not found, not an image, damaged, or larger than MAX_PIXELS.
-    """
-    path = root / name
-    try:
-        if not path.is_file():
-            raise TaskDataError(f"image {name!r} not found under {root}")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below, by our own limit
-            file = Image.open(path)
-        with file:
-            if file.width * file.height > MAX_PIXELS:
-                raise TaskDataError(
-                    f"image {name!r} has {file.width} x {file.height} pixels, the limit is {MAX_PIXELS}"
-                )
-            return np.asarray(_rgb(ImageOps.exif_transpose(file))).copy()
-    except TaskDataError:
-        raise
-    except UnidentifiedImageError as error:
-        raise TaskDataError(f"image {name!r} is no image file that can be read") from error
-    except Image.DecompressionBombError as error:
-        raise TaskDataError(f"image {name!r} has too many pixels, the limit is {MAX_PIXELS}") from error
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        KeyError,
-        TypeError,
-        struct.error,
-    ) as error:  # Pillow's decoders
-        raise TaskDataError(f"image {name!r} is damaged ({error})") from error
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: 16-bit is scaled to 8, transparent parts become white."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.nan_to_num(np.asarray(image, np.float64))
-        highest = values.max(initial=0)  # the wider modes do not say what their white is
-        wide = image.mode.startswith("I;16") or highest > 255
-        top = 65535.0 if wide else 1.0 if image.mode == "F" and highest <= 1 else 255.0
-        return Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        clear = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
-    return image.convert("RGB")

@@ -2,13 +2,12 @@
 
 import json
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from foveate.tasks import jsonl
+from foveate.tasks import images
 from foveate.tasks.base import TaskDataError
-from foveate.tasks.jsonl import load_image, read_jsonl
+from foveate.tasks.jsonl import read_jsonl
 
 pytestmark = pytest.mark.fast
 
@@ -58,7 +57,7 @@ def test_pictures_may_lie_in_another_folder(folder, tmp_path):
     assert len(list(read_jsonl(path, root=folder))) == 1
     lines = []
     assert list(read_jsonl(path, report=lines.append)) == []
-    assert lines == [f"data.jsonl:1: image 'a.png' not found under {other}"]
+    assert lines == [f"data.jsonl:1: image 'a.png': not found under {other}"]
 
 
 GOOD = {"image": "a.png", "question": "q?", "answers": ["x"]}
@@ -69,8 +68,8 @@ BAD = [
     ({**GOOD, "imgae": 1}, "unknown key 'imgae', known are answers, caption, family"),
     ({"question": "q?", "answers": ["x"]}, "image is missing"),
     ({**GOOD, "image": 3}, "image is 3, expected text"),
-    ({**GOOD, "image": "b.png"}, "image 'b.png' not found under "),
-    ({**GOOD, "image": "."}, "image '.' not found under "),
+    ({**GOOD, "image": "b.png"}, "image 'b.png': not found under "),
+    ({**GOOD, "image": "."}, "image '.': not found under "),
     ({**GOOD, "image": "x" * 300}, "File name too long"),
     ({**GOOD, "question": "  "}, "question is empty or missing"),
     ({**GOOD, "question": None}, "question is empty or missing"),
@@ -104,7 +103,7 @@ def test_a_bad_row_is_one_line_with_its_number_and_the_rest_goes_on(folder, row,
 
 def test_skipped_rows_go_to_standard_error_by_default(folder, capsys):
     assert list(read_jsonl(write(folder, {"image": "no.png", "question": "q?", "answers": None}))) == []
-    assert capsys.readouterr().err == f"data.jsonl:1: image 'no.png' not found under {folder}\n"
+    assert capsys.readouterr().err == f"data.jsonl:1: image 'no.png': not found under {folder}\n"
 
 
 def test_bad_calls_are_refused_at_once(folder):
@@ -121,57 +120,15 @@ def test_rows_are_streamed(folder):
         next(rows)
 
 
-class TestImages:
-    def test_the_exif_turn_is_applied(self, folder):
-        image = Image.new("RGB", (4, 2), "red")
-        image.putpixel((0, 0), (0, 0, 255))
-        exif = Image.Exif()
-        exif[0x0112] = 6  # to be turned 90 degrees clockwise
-        image.save(folder / "turned.png", exif=exif)
-        pixels = load_image(folder, "turned.png")
-        assert pixels.shape == (4, 2, 3) and pixels[0, 1].tolist() == [0, 0, 255]
-
-    def test_every_mode_becomes_rgb(self, folder):
-        Image.new("L", (3, 2), 77).save(folder / "l.png")
-        Image.new("CMYK", (3, 2), (0, 255, 255, 0)).save(folder / "cmyk.jpg", quality=95)
-        Image.new("P", (3, 2), 1).save(folder / "p.png")
-        Image.fromarray(np.full((2, 3), 257 * 100, np.uint16)).save(folder / "16.png")
-        Image.fromarray(np.full((2, 3), 200, np.uint16)).save(folder / "dark16.png")
-        Image.fromarray(np.full((2, 3), 0.5, np.float32)).save(folder / "f.tif")
-        Image.new("1", (3, 2), 1).save(folder / "bit.png")
-        for name in ("l.png", "cmyk.jpg", "p.png", "16.png", "dark16.png", "f.tif", "bit.png"):
-            pixels = load_image(folder, name)
-            assert pixels.shape == (2, 3, 3) and pixels.dtype == np.uint8, name
-        assert load_image(folder, "l.png")[0, 0].tolist() == [77, 77, 77]
-        assert load_image(folder, "16.png")[0, 0].tolist() == [100, 100, 100]
-        assert load_image(folder, "dark16.png")[0, 0].tolist() == [1, 1, 1]
-        assert load_image(folder, "f.tif")[0, 0].tolist() == [128, 128, 128]
-        assert load_image(folder, "bit.png")[0, 0].tolist() == [255, 255, 255]
-        assert load_image(folder, "cmyk.jpg")[0, 0, 0] > 200 and load_image(folder, "cmyk.jpg")[0, 0, 1] < 60
-
-    def test_transparent_parts_become_white(self, folder):
-        Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(folder / "clear.png")
-        Image.new("RGBA", (2, 2), (200, 0, 0, 255)).save(folder / "solid.png")
-        assert load_image(folder, "clear.png")[0, 0].tolist() == [255, 255, 255]
-        assert load_image(folder, "solid.png")[0, 0].tolist() == [200, 0, 0]
-
-    def test_damaged_and_foreign_files_are_named(self, folder):
-        Image.effect_noise((64, 64), 50).save(folder / "whole.png")
-        (folder / "cut.png").write_bytes((folder / "whole.png").read_bytes()[:900])
-        (folder / "text.png").write_text("no picture")
-        (folder / "empty.png").write_bytes(b"")
-        with pytest.raises(TaskDataError, match="image 'cut.png' is damaged"):
-            load_image(folder, "cut.png")
-        for name in ("text.png", "empty.png"):
-            with pytest.raises(TaskDataError, match=f"image '{name}' is no image file"):
-                load_image(folder, name)
-
-    def test_a_picture_with_too_many_pixels_is_refused_before_decoding(self, folder, monkeypatch):
-        monkeypatch.setattr(jsonl, "MAX_PIXELS", 20)
-        with pytest.raises(TaskDataError, match="image 'a.png' has 6 x 4 pixels, the limit is 20"):
-            load_image(folder, "a.png")
-
-    def test_a_bomb_is_refused(self, folder, monkeypatch):
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
-        with pytest.raises(TaskDataError, match="image 'a.png' has too many pixels"):
-            load_image(folder, "a.png")
+def test_pictures_are_read_with_the_limits_of_any_picture_from_outside(folder, monkeypatch):
+    frames = [Image.new("RGB", (4, 4), (i * 90, 0, 0)) for i in range(3)]
+    frames[0].save(folder / "film.gif", save_all=True, append_images=frames[1:])
+    Image.new("RGB", (4, 4)).save(folder / "page.eps")  # Pillow would call Ghostscript for it
+    (folder / "page.eps").rename(folder / "page.png")
+    monkeypatch.setattr(images, "MAX_PIXELS", 23)
+    names, lines = ("a.png", "film.gif", "page.png"), []
+    rows = [{"image": name, "question": "q?", "answers": None} for name in names]
+    assert list(read_jsonl(write(folder, *rows), report=lines.append)) == []
+    reasons = ("has 6 x 4 pixels, the limit is 23", "has 3 frames or pages", "not a picture of a known format")
+    for number, (name, reason, line) in enumerate(zip(names, reasons, lines, strict=True), start=1):
+        assert line.startswith(f"data.jsonl:{number}: image {name!r}: {reason}"), line

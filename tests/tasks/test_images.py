@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foveate.serving.images import PictureError, open_picture
+from foveate.tasks import images
+from foveate.tasks.base import TaskDataError
+from foveate.tasks.images import PictureError, open_picture
 
 pytestmark = pytest.mark.fast
 RED = (200, 30, 10)
@@ -36,6 +38,7 @@ def png(path, width, height):
         ("L", "png", 77, (77, 77, 77)),
         ("I;16", "png", 65535, (255, 255, 255)),
         ("1", "png", 1, (255, 255, 255)),
+        ("LA", "png", (77, 0), (255, 255, 255)),
         ("CMYK", "tif", (0, 255, 255, 0), (255, 0, 0)),
         ("P", "gif", 0, (0, 0, 0)),
     ],
@@ -46,6 +49,31 @@ def test_every_colour_mode_becomes_rgb(tmp_path, mode, suffix, value, expected):
     got = open_picture(path)
     assert got.shape == (3, 5, 3) and got.dtype == np.uint8
     assert got[1, 2].tolist() == list(expected)
+
+
+def test_wide_modes_are_scaled_by_what_their_white_is(tmp_path):
+    for name, value, dtype, expected in (
+        ("16.png", 257 * 100, np.uint16, 100),
+        ("dark16.png", 200, np.uint16, 1),
+        ("f.tif", 0.5, np.float32, 128),
+    ):
+        Image.fromarray(np.full((2, 3), value, dtype)).save(tmp_path / name)
+        assert open_picture(name, tmp_path)[0, 0].tolist() == [expected] * 3
+
+
+def test_a_photograph_in_cmyk_becomes_rgb(tmp_path):
+    Image.new("CMYK", (3, 2), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg", quality=95)
+    red, green, blue = open_picture(tmp_path / "cmyk.jpg")[0, 0]
+    assert red > 200 and green < 60 and blue < 60
+
+
+def test_a_path_starts_from_the_root_and_messages_name_both(tmp_path):
+    Image.new("RGB", (3, 2), RED).save(tmp_path / "a.png")
+    assert open_picture("a.png", tmp_path).shape == (2, 3, 3)
+    assert open_picture(tmp_path / "a.png", tmp_path / "elsewhere").shape == (2, 3, 3)
+    with pytest.raises(TaskDataError) as caught:
+        open_picture("b.png", tmp_path)
+    assert str(caught.value) == f"image 'b.png': not found under {tmp_path}"
 
 
 def test_a_picture_is_turned_as_its_exif_data_says(tmp_path):
@@ -68,13 +96,16 @@ def test_an_animated_picture_is_refused(tmp_path, suffix):
         open_picture(path)
 
 
-def test_a_bomb_is_refused_by_its_header(tmp_path):
+def test_a_bomb_is_refused_by_its_header(tmp_path, monkeypatch):
     png(tmp_path / "bomb.png", 60_000, 60_000)
-    with pytest.raises(PictureError, match=r"bomb\.png"):
+    with pytest.raises(PictureError, match=r"bomb\.png': has too many pixels, the limit is 64000000"):
         open_picture(tmp_path / "bomb.png")
     png(tmp_path / "large.png", 9_000, 9_000)
     with pytest.raises(PictureError, match=r"large\.png.*9000 x 9000 pixels, the limit is 64000000"):
         open_picture(tmp_path / "large.png")
+    Image.new("RGB", (6, 4)).save(tmp_path / "small.png")
+    monkeypatch.setattr(images, "MAX_PIXELS", 24)
+    assert open_picture(tmp_path / "small.png").shape == (4, 6, 3)  # the limit itself is allowed
 
 
 @pytest.mark.parametrize(
