@@ -7,7 +7,6 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -103,15 +102,11 @@ def _tuple(inner: tuple[Any, ...], value: Any, keys: tuple[Any, ...]) -> tuple[A
 
 def save_resolved(folder: str | Path, config: Any) -> Path:
     """Writes the configuration as it was resolved, with library versions, into `folder`/config.json."""
+    from foveate.policies.export import library_versions
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     path = folder / "config.json"
-    text = json.dumps({"config": asdict(config), "versions": found}, indent=2, sort_keys=True)
+    text = json.dumps({"config": asdict(config), "versions": library_versions(LIBRARIES)}, indent=2, sort_keys=True)
     path.write_text(text + "\n", encoding="utf-8")
     return path

@@ -90,10 +90,10 @@ def export(path: str | Path, artefact: Artefact) -> str:
     return save(path, replace(artefact, onnx_sha256=digest))
 
 
-def library_versions() -> dict[str, str]:
-    """Installed versions of the libraries that training depends on."""
+def library_versions(names: Sequence[str] = LIBRARIES) -> dict[str, str]:
+    """Installed versions of libraries, without those that are not there; by default what training depends on."""
     found = {}
-    for name in LIBRARIES:
+    for name in names:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

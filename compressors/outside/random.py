@@ -6,14 +6,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from foveate.compressors.base import Selector, Tokens, scaled
+from foveate.compressors.base import Selector, Tokens
 from foveate.compressors.chance import uniform
+from foveate.compressors.controls import Control
 from foveate.compressors.registry import register
 
 
 @register
 @dataclass(frozen=True)
-class Random(Selector):
+class Random(Control, Selector):
     """Give each token a number that depends on the input's seed and on its place alone, and keep the largest.
 
     Paper:   none; the random control of the pruning literature.
@@ -30,14 +31,6 @@ class Random(Selector):
     """
 
     name = "random"
-    stages = ("outside", "prefill")
-    paper = "none (control)"
-    fidelity = "reference"
-
-    layer: tuple[int, int] = (2, 32)
-
-    def sites(self, n: int, count: int, depth: int) -> list[tuple[int, int]]:
-        return [(scaled(self.layer, depth), count)]
 
     def score(self, tokens: Tokens) -> Tensor:
         return uniform(tokens.seed.unsqueeze(1), tokens.position)

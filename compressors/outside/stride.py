@@ -7,13 +7,14 @@ from functools import lru_cache
 
 import torch
 
-from foveate.compressors.base import Grid, Reducer, Reduction, Tokens, scaled
+from foveate.compressors.base import Grid, Reduction, Tokens
+from foveate.compressors.controls import Control
 from foveate.compressors.registry import register
 
 
 @register
 @dataclass(frozen=True)
-class Stride(Reducer):
+class Stride(Control):
     """Spread `count` points over the grid: frames evenly in time, rows evenly in a frame, columns evenly in each row.
 
     Paper:   none; the uniform-sampling control of the pruning literature.
@@ -31,14 +32,6 @@ class Stride(Reducer):
     """
 
     name = "stride"
-    stages = ("outside", "prefill")
-    paper = "none (control)"
-    fidelity = "reference"
-
-    layer: tuple[int, int] = (2, 32)
-
-    def sites(self, n: int, count: int, depth: int) -> list[tuple[int, int]]:
-        return [(scaled(self.layer, depth), count)]
 
     def plan(self, tokens: Tokens, count: int) -> Reduction:
         t, h, w = tokens.grid

@@ -1,0 +1,20 @@
+import pytest
+
+from foveate.compressors.controls import Control
+from foveate.compressors.registry import COMPRESSORS, make
+
+pytestmark = pytest.mark.fast
+NAMES = ("random", "stride")
+
+
+def test_the_controls_are_these_and_stand_at_both_places():
+    keys = {key for key, cls in COMPRESSORS.items() if issubclass(cls, Control)}
+    assert keys == {(stage, name) for stage in ("outside", "prefill") for name in NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("depth", "layer"), [(32, 2), (8, 1), (28, 2), (64, 4), (2, 1)])
+def test_at_prefill_a_control_acts_once_where_fastv_does(name, depth, layer):
+    expected = [(layer, 36)]
+    assert make("prefill", name).sites(144, 36, depth) == make("prefill", "fastv").sites(144, 36, depth) == expected
+    assert make("prefill", name, layer=(16, 32)).sites(144, 36, 32) == [(16, 36)]
