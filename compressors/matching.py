@@ -16,8 +16,17 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
     Rounded to 2^-20, so that equal pairs tie exactly, whatever order a matrix kernel sums in.
     """
-    product = normalize(a.float(), dim=-1) @ normalize(b.float(), dim=-1).transpose(-1, -2)
-    return (product / STEP).round() * STEP
+    return rounded(normalize(a.float(), dim=-1) @ normalize(b.float(), dim=-1).transpose(-1, -2))
+
+
+def cosine_to(x: Tensor, vector: Tensor) -> Tensor:
+    """The same of each token with one vector, without a matrix product: (B, N, d) and (B, d) -> (B, N)."""
+    return rounded((normalize(x.float(), dim=-1) * normalize(vector.float(), dim=-1).unsqueeze(1)).sum(dim=-1))
+
+
+def rounded(x: Tensor) -> Tensor:
+    """x to the next multiple of 2^-20."""
+    return (x / STEP).round() * STEP
 
 
 def bipartite(metric: Tensor, size: Tensor, r: int) -> Reduction:
