@@ -18,6 +18,8 @@ SHAPES: dict[str, str] = {
     "cls_attention": "(B, H, N) softmax row of the CLS query in one ViT block, its entry on each token; an encoder "
     "without CLS may give the attention received, mean over heads and queries, as one head",
     "received_attention": "(B, N) attention received in one ViT block, mean over heads and queries",
+    "attention_map": "(B, N, N) softmax attention in one ViT block, mean over heads: entry [i, j] is what token i pays "
+    "token j; CLS has neither row nor column, and rows are not normalised again without it",
     "keys": "(B, N, d) keys of one ViT block, mean over heads",
     "text_similarity": "(B, N) cosine of each token, projected by the text tower's partner, with the question's vector",
     # decoder

@@ -9,6 +9,7 @@ from torch import Tensor
 from foveate.compressors.base import Selector, Tokens, scaled
 from foveate.compressors.matching import cosine_to
 from foveate.compressors.registry import register
+from foveate.compressors.schedules import falling
 from foveate.compressors.signals import Signal
 
 
@@ -48,14 +49,9 @@ class Meteor(Selector):
         return frozenset(Signal("cls_attention", block) for block in self.blocks(depth))
 
     def sites(self, n: int, count: int, depth: int) -> list[tuple[int, int]]:
-        blocks, sites, before = self.blocks(depth), [], n
-        for number, block in enumerate(blocks, start=1):
-            left = count if number == len(blocks) else round(n * (count / n) ** (number / len(blocks)))
-            left = max(count, min(left, n - 1))  # site 0 is always the shallow one
-            if left < before:
-                sites.append((block, left))
-            before = left
-        return sites
+        blocks = self.blocks(depth)
+        left = [round(n * (count / n) ** (number / len(blocks))) for number in range(1, len(blocks))] + [count]
+        return falling(n, blocks, [max(count, min(n - 1, after)) for after in left])  # site 0 is always the shallow one
 
     def score(self, tokens: Tokens) -> Tensor:
         if tokens.site == 0:

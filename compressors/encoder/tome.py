@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from foveate.compressors.base import Reducer, Reduction, Tokens
 from foveate.compressors.matching import merge_down, merge_flops
 from foveate.compressors.registry import register
+from foveate.compressors.schedules import evenly, falling
 from foveate.compressors.signals import Signal
 
 
@@ -44,15 +45,14 @@ class ToMe(Reducer):
         return frozenset(Signal("keys", layer) for layer in range(depth))
 
     def sites(self, n: int, count: int, depth: int) -> list[tuple[int, int]]:
-        each, more = divmod(n - count, depth)
-        left = [n - each * blocks - min(more, blocks) for blocks in range(depth + 1)]  # tokens after 0..depth blocks
+        left = [n, *evenly(n, count, depth)]
         for block in reversed(range(depth)):
             left[block] = min(left[block], 2 * left[block + 1])
         if left[0] < n:
             raise ValueError(
                 f"tome: count {count} is below {-(-n // 2**depth)}: {depth} blocks can at most halve {n} tokens each"
             )
-        return [(block, left[block + 1]) for block in range(depth) if left[block + 1] < left[block]]
+        return falling(n, range(depth), left[1:])
 
     def plan(self, tokens: Tokens, count: int) -> Reduction:
         return merge_down(tokens.signals["keys"], tokens.size, count)

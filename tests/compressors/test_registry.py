@@ -6,7 +6,6 @@ import pytest
 import foveate.compressors  # noqa: F401  (fills the registry)
 from foveate.compressors.base import Selector
 from foveate.compressors.registry import COMPRESSORS, make, register
-from foveate.plans.named import named_plans
 
 pytestmark = pytest.mark.fast
 
@@ -52,8 +51,3 @@ def test_an_unknown_name_without_near_ones_lists_those_of_the_stage():
 
 def test_hyperparameters_reach_the_method():
     assert make("prefill", "fastv", layer=(3, 28)).layer == (3, 28)
-
-
-def test_every_shipped_plan_names_registered_methods():
-    chosen = {(stage, choice.method) for plan in named_plans().values() for stage, choice in plan.active}
-    assert ("encoder", "meteor") in chosen and chosen - {("input", "blind")} <= set(COMPRESSORS)
