@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from foveate.models.families import FAMILIES
+
 if TYPE_CHECKING:
     from foveate.models.host import Host
 
-FAMILIES = ("llava",)
+__all__ = ["FAMILIES", "load_host"]
 
 
 def load_host(model: str | Path, dtype: str = "float32", device: str = "cpu") -> Host:

@@ -1,4 +1,4 @@
-"""Between tower and decoder: a method acts on a group of rows, and each row's state is written anew."""
+"""Between tower and decoder: a method acts on a group of views, and each view's state is written anew."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from foveate.compressors.base import Compressor, Resampler, apply
+from foveate.compressors.base import Compressor, Reduction, Resampler, apply
 from foveate.models.errors import BadInput, CountMismatch, HostError
 from foveate.models.host import BASES
-from foveate.models.visual import Riders, VisualState, carried, check_grid, decide, leaving, unstack
+from foveate.models.visual import Riders, VisualState, carried, check_grid, decide, leaving, of_slots, unstack
 
 Methods = Compressor | None | Sequence[Compressor | None]
 Keeps = float | Sequence[float]
@@ -47,13 +47,14 @@ def chosen(stage: str, methods: Methods, keeps: Keeps, blind: Sequence[bool]) ->
 
 
 def with_cls(state: VisualState) -> VisualState:
-    """CLS as token 0 (position -1, place 0), for methods that may keep it; whether it stays is theirs to say then."""
+    """CLS as token 0, for methods that may keep it: position -1, at the place of the view's first token."""
     return replace(
         state,
         x=torch.cat([state.cls[None], state.x]),
         size=torch.cat([state.size.new_ones(1), state.size]),
         position=torch.cat([state.position.new_full((1,), -1), state.position]),
-        place=torch.cat([state.place.new_zeros(1), state.place]),
+        origin=torch.cat([state.origin.new_zeros(1), state.origin]),
+        place=torch.cat([torch.zeros_like(state.place[:1]), state.place]),
         cls=None,
         cls_stays=False,
     )
@@ -77,7 +78,7 @@ def act(
         count: slots at most.
         signals: as the method asked.
         stage: written into the new states.
-        old: the rows' states, for what the method does not touch.
+        old: the views' states, for what the method does not touch.
     Raises:
         HostError: a broken grid. CountMismatch: an answer that breaks the contract.
     """
@@ -86,11 +87,20 @@ def act(
         return _resample(method, x, riders, count, signals, stage, old)
     out: list[VisualState] = list(old)
     for index, reduction in decide(method, riders.tokens(x, signals), count):
-        after, order = leaving(carried(riders.at(index), reduction, method.positions), method.positions)
-        made = unstack(apply(order, apply(reduction, x[index])), after, stage, [old[i] for i in index.tolist()])
+        after, order = leaving(carried(riders.at(index), reduction, method.positions))
+        like = [old[i] for i in index.tolist()]
+        made = unstack(apply(order, apply(reduction, x[index])), after, stage, like)
+        if like[0].extra is not None:
+            extra = _alike(torch.stack([state.extra for state in like]), reduction, order)
+            made = [replace(state, extra=levels) for state, levels in zip(made, extra, strict=True)]
         for i, state in zip(index.tolist(), made, strict=True):
             out[i] = state
     return out
+
+
+def _alike(extra: Tensor, reduction: Reduction, order: Reduction) -> Tensor:
+    """(b, n, L, D) levels, reduced as the features were: (b, k, L, D)."""
+    return apply(order, apply(reduction, extra.flatten(2))).unflatten(2, extra.shape[2:])
 
 
 def _resample(
@@ -102,21 +112,26 @@ def _resample(
     stage: str,
     old: Sequence[VisualState],
 ) -> list[VisualState]:
-    """New tokens stand for equal shares of the picture; without places of their own they are numbered from 0."""
+    """New tokens stand for equal shares of the view; without places of their own the prompt is numbered anew."""
+    if old[0].extra is not None:
+        raise HostError(f"{method.name}: makes new tokens; this model adds features of the old ones in later layers")
     made = method.resample(riders.tokens(x, signals), count)
     b, k = made.position.shape
     if made.x.shape[:2] != (b, k) or b != len(old) or not 1 <= k <= count:
         raise CountMismatch(f"{method.name}: made {tuple(made.x.shape)} for {len(old)} rows of at most {count} tokens")
     index = torch.arange(k, device=x.device).expand(b, k)
-    keep = method.positions != "renumber" and bool((made.position >= 0).all())
+    own = riders.whole and bool((made.position >= 0).all())
+    keep = own and method.positions != "renumber"
+    source = made.position if own else index * riders.n // k
     after = Riders(
         size=(riders.size.sum(1, keepdim=True) / k).expand(b, k),
         position=made.position if made.grid_out is None else index,
-        place=made.position if keep else index,
+        origin=riders.origin.gather(1, source),
+        place=of_slots(riders.place, source),
         rank=index,
         seed=riders.seed,
-        span=riders.span if keep else torch.full_like(riders.span, k),
         grid=made.grid_out or riders.grid,
         whole=made.grid_out is not None,
+        renumber=not keep,
     )
     return unstack(made.x, after, stage, old)

@@ -1,4 +1,4 @@
-"""Delivers the signals that methods ask for, and charges each row for them."""
+"""Delivers the signals that methods ask for, and charges the rows for them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from foveate.models import signals as compute
 from foveate.models.errors import HostError
 from foveate.models.ledger import encoder_signal_flops, last_query_flops
 from foveate.models.prefill import Prefill
+from foveate.models.tower import EncoderGroup
 from foveate.models.visual import carry_signal, groups
-from foveate.models.vit import EncoderGroup
 
 if TYPE_CHECKING:
     from foveate.models.passes import Pass
 
 Trace = tuple[EncoderGroup, int]
-"""Where a row went through the tower: its group behind the last block, and its number there."""
+"""Where a view went through the tower: its group behind the last block, and its number there."""
 
 
 class Asker:
-    """The signals of one pass.
+    """The signals of one pass. Up to the projector, `views` are numbers of views in the pass, see `Pass.views`.
 
     Args:
         of: the pass; its ledgers are charged.
@@ -42,107 +42,108 @@ class Asker:
         other._text = {new: self._text[old] for new, old in enumerate(rows) if old in self._text}
         return other
 
-    def charge(self, rows: Sequence[int], stage: str, flops: int) -> None:
-        """The same FLOPs for signals on each row's ledger."""
-        for row in rows:
-            self.of.ledger[row].add(stage, "signals", flops)
+    def charge(self, views: Sequence[int], stage: str, flops: int) -> None:
+        """The same FLOPs for signals of each view on its row's ledger."""
+        for view in views:
+            self.of.ledger[self.of.views[view][0]].add(stage, "signals", flops)
 
     def in_block(self, compressor: Reducer) -> Callable[[EncoderGroup, int], dict[str, Tensor]]:
         """For the tower: what a method standing in a block gets."""
 
         def give(group: EncoderGroup, layer: int) -> dict[str, Tensor]:
-            tower, out = self.host.tower, {}
+            tower, grid, out = self.host.tower, group.riders.grid, {}
             for block, asked in compute.by_layer(compressor, tower.depth, layer, compute.ATTENTION_KINDS).items():
                 kinds = sorted({s.kind for s in asked})
                 kept, here = group.inputs[block], block == layer
-                q, k = (group.q, group.k) if here else compute.tower_attention(tower, block, kept, kinds)
+                q, k = (group.q, group.k) if here else compute.tower_attention(tower, block, kept, kinds, grid)
                 flops = encoder_signal_flops(self.host.shape.vit, kinds, kept.x.shape[1], here)
-                self.charge(group.rows, "encoder", flops)
+                self.charge(group.views, "encoder", flops)
                 for signal in asked:
-                    value = compute.tower_signal(tower, signal.kind, q, k, kept.bias)
-                    patches = compute.without_cls(signal.kind, value, tower.first)[1]
-                    out[signal.key] = carry_signal(signal.kind, patches, group.history.since(block))
-            out |= self.text(compressor, group.rows, group.x[:, tower.first :], "encoder")
+                    _, value = compute.tower_signal(tower, signal.kind, block, q, k, kept.bias, grid)
+                    out[signal.key] = carry_signal(signal.kind, value, group.history.since(block))
+            out |= self.text(compressor, group.views, group.x[:, tower.first :], "encoder")
             return out
 
         return give
 
-    def behind_tower(self, compressor: Compressor, rows: Sequence[int], x: Tensor, stage: str) -> dict[str, Tensor]:
-        """For a group of rows behind the tower, whose features before the projector are x (b, n, D)."""
+    def behind_tower(self, compressor: Compressor, views: Sequence[int], x: Tensor, stage: str) -> dict[str, Tensor]:
+        """For a group of views behind the tower, whose features before the projector are x (b, n, D)."""
         depth, out = self.host.tower.depth, {}
+        with_cls = compressor.takes_cls and self.host.tower.hands_cls
         for block, asked in compute.by_layer(compressor, depth, depth - 1, compute.ATTENTION_KINDS).items():
-            out |= self.of_block(rows, block, asked, stage, compressor.takes_cls)
-        return out | self.text(compressor, rows, x, stage)
+            out |= self.of_block(views, block, asked, stage, with_cls)
+        return out | self.text(compressor, views, x, stage)
 
     def of_block(
-        self, rows: Sequence[int], block: int, asked: Sequence[Signal], stage: str, takes_cls: bool = False
+        self, views: Sequence[int], block: int, asked: Sequence[Signal], stage: str, with_cls: bool = False
     ) -> dict[str, Tensor]:
-        """Signals of one block of the tower for rows with equal counts, whatever way each of them went."""
+        """Signals of one block of the tower for views with equal counts, whatever way each of them went."""
         found: dict[str, list[Tensor]] = {signal.key: [] for signal in asked}
         order: list[int] = []
-        for _, members in groups([id(self.of.traces[row][0]) for row in rows]):
+        for _, members in groups([id(self.of.traces[view][0]) for view in views]):
             order += members
-            values = self._block([rows[m] for m in members], block, asked, stage, takes_cls)
+            values = self._block([views[m] for m in members], block, asked, stage, with_cls)
             for key, value in values.items():
                 found[key].append(value)
         back = torch.tensor(order, device=self.host.device).argsort()
         return {key: torch.cat(values)[back] for key, values in found.items()}
 
     def _block(
-        self, rows: Sequence[int], block: int, asked: Sequence[Signal], stage: str, takes_cls: bool
+        self, views: Sequence[int], block: int, asked: Sequence[Signal], stage: str, with_cls: bool
     ) -> dict[str, Tensor]:
-        """Signals of one block for rows of one encoder group, for the tokens that left the tower."""
-        tower, group = self.host.tower, self.of.traces[rows[0]][0]
-        index = torch.tensor([self.of.traces[row][1] for row in rows], device=group.x.device)
+        """Signals of one block for views of one encoder group, for the tokens that left the tower."""
+        tower, group = self.host.tower, self.of.traces[views[0]][0]
+        index = torch.tensor([self.of.traces[view][1] for view in views], device=group.x.device)
         kept, history, out = group.inputs[block].at(index), group.history.at(index), {}
-        kinds = sorted({signal.kind for signal in asked})
-        q, k = compute.tower_attention(tower, block, kept, kinds)
-        self.charge(rows, stage, encoder_signal_flops(self.host.shape.vit, kinds, kept.x.shape[1], False))
+        kinds, grid = sorted({signal.kind for signal in asked}), group.riders.grid
+        q, k = compute.tower_attention(tower, block, kept, kinds, grid)
+        self.charge(views, stage, encoder_signal_flops(self.host.shape.vit, kinds, kept.x.shape[1], False))
         for signal in asked:
-            whole = compute.tower_signal(tower, signal.kind, q, k, kept.bias)
-            cls, patches = compute.without_cls(signal.kind, whole, tower.first)
-            patches = carry_signal(signal.kind, patches, history.since(block))
+            cls, value = compute.tower_signal(tower, signal.kind, block, q, k, kept.bias, grid)
+            value = carry_signal(signal.kind, value, history.since(block))
             axis = 1 if signal.kind == "keys" else -1
-            out[signal.key] = torch.cat([cls, patches], dim=axis) if takes_cls else patches
+            out[signal.key] = torch.cat([cls, value], dim=axis) if with_cls else value
         return out
 
-    def cls_attention(self, row: int, stage: str) -> np.ndarray:
-        """(n,) float32: attention of CLS in the last block on a row's tokens behind the tower, mean over heads.
+    def cls_attention(self, view: int, stage: str) -> np.ndarray:
+        """(n,) float32: attention of CLS in the last block on a view's tokens behind the tower, mean over heads.
 
         The block has just run: its queries and keys are at hand.
         """
-        tower, (group, number) = self.host.tower, self.of.traces[row]
+        tower, (group, number) = self.host.tower, self.of.traces[view]
         bias, block = group.inputs[-1].bias, tower.depth - 1
         m = group.k.shape[2]
-        self.charge([row], stage, encoder_signal_flops(self.host.shape.vit, ["cls_attention"], m, at_hand=True))
-        if tower.has_cls and bias is None and not group.history.steps:  # as the tower left it
+        self.charge([view], stage, encoder_signal_flops(self.host.shape.vit, ["cls_attention"], m, at_hand=True))
+        if tower.hands_cls and bias is None and not group.history.steps:  # as the tower left it
             q, k = compute.numbers(group.q[number, :, 0]), compute.numbers(group.k[number])
-            return compute.mean_softmax((k @ q[:, :, None])[..., 0], tower.layers[block].self_attn.scale)[1:]
+            return compute.mean_softmax((k @ q[:, :, None])[..., 0], tower.scale)[1:]
         index = torch.tensor([number], device=self.host.device)
-        bias = None if bias is None else bias[index]
-        whole = compute.tower_signal(tower, "cls_attention", group.q[index], group.k[index], bias)
-        patches = compute.without_cls("cls_attention", whole, tower.first)[1]
-        return compute.numbers(carry_signal("cls_attention", patches, group.history.at(index).since(block)).mean(1)[0])
+        bias, grid = None if bias is None else bias[index], group.riders.grid
+        _, value = compute.tower_signal(tower, "cls_attention", block, group.q[index], group.k[index], bias, grid)
+        return compute.numbers(carry_signal("cls_attention", value, group.history.at(index).since(block)).mean(1)[0])
 
-    def text(self, compressor: Compressor, rows: Sequence[int], x: Tensor, stage: str) -> dict[str, Tensor]:
+    def text(self, compressor: Compressor, views: Sequence[int], x: Tensor, stage: str) -> dict[str, Tensor]:
         """Text similarity of tokens x (b, n, D), where the method asks for it."""
         keys = [s.key for s in compressor.signals(self.host.tower.depth) if s.kind == "text_similarity"]
         if not keys:
             return {}
         if self.host.text is None:
             raise HostError(f"{compressor.name}: needs a text tower beside the model; there is none")
-        return dict.fromkeys(keys, self.similarity(rows, x, stage))
+        return dict.fromkeys(keys, self.similarity(views, x, stage))
 
-    def similarity(self, rows: Sequence[int], x: Tensor, stage: str) -> Tensor:
-        """(b, n) cosine of tokens x (b, n, D) with the rows' questions; a question is embedded, and paid for, once."""
-        text = self.host.text
-        fresh = [row for row in rows if row not in self._text]
+    def similarity(self, views: Sequence[int], x: Tensor, stage: str) -> Tensor:
+        """(b, n) cosine of tokens x (b, n, D) with the questions of their rows.
+
+        A question is embedded, and paid for, once.
+        """
+        text, rows = self.host.text, [self.of.views[view][0] for view in views]
+        fresh = [row for row in dict.fromkeys(rows) if row not in self._text]
         if fresh:
             vectors, flops = text.embed([self.of.rows[row].question for row in fresh])
             for row, vector, cost in zip(fresh, vectors, flops, strict=True):
                 self._text[row] = vector
                 self.of.ledger[row].add(stage, "question embedding", cost)
-        self.charge(rows, stage, text.similarity_flops(x.shape[1]))
+        self.charge(views, stage, text.similarity_flops(x.shape[1]))
         found = [self._text[row] for row in rows]
         return text.similarity(x, self.host.tower.norm_out, torch.stack(found) if len(found) > 1 else found[0][None])
 

@@ -12,10 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from foveate.models.errors import UnsupportedModel
+from foveate.plans.cost import DecoderShape
 
-DECODERS = ("llama", "qwen2", "mistral")
+DECODERS = ("llama", "qwen2", "mistral", "qwen3", "qwen2_5_vl_text", "qwen3_vl_text")
+"""Model types of language models that can be opened."""
+
+BY_THREE = ("qwen2_5_vl_text", "qwen3_vl_text")
+"""Those that rotate by three coordinates: time, row and column."""
 
 
 @dataclass(frozen=True)
@@ -25,24 +31,32 @@ class Stream:
     Attributes:
         x: (B, S, D) hidden states.
         length: (B,) entries of each row.
-        place: (B, S) int64 position ids.
-        next_place: (B,) position id of the first generated token.
-        start, n: (B,) first visual entry and number of visual entries; they stand in one block.
+        place: (B, S, P) int64 position ids.
+        next_place: (B,) position id of the first generated token, in every coordinate.
+        visual: (B, S) bool, which entries are visual tokens.
+        entry: (B, S) int64 each entry's index in the uncompressed prompt, ascending.
         size: (B, S) float32 and position (B, S) int64 as in `Tokens`, meaningful where visual.
+        extra: (B, S, L, D) what is added behind layers 0..L-1, zero where not visual; None without.
     """
 
     x: Tensor
     length: Tensor
     place: Tensor
     next_place: Tensor
-    start: Tensor
-    n: Tensor
+    visual: Tensor
+    entry: Tensor
     size: Tensor
     position: Tensor
+    extra: Tensor | None = None
+
+    @property
+    def n(self) -> Tensor:
+        """(B,) visual entries."""
+        return self.visual.sum(dim=1)
 
     def at(self, rows: Tensor) -> Stream:
         """Some rows."""
-        return Stream(**{name: value[rows] for name, value in vars(self).items()})
+        return Stream(**{name: None if value is None else value[rows] for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -88,10 +102,13 @@ class Decoder:
     """A LLaMA-like language model, opened.
 
     Args:
-        model: `LlamaModel`, `Qwen2Model` or `MistralModel`.
+        model: the text model of one of `DECODERS`.
         head: its LM head.
     Raises:
         UnsupportedModel: layers with a sliding window.
+
+    Attributes:
+        coordinates: P, position ids of each entry: 1, or 3 where rotation is by time, row and column.
     """
 
     def __init__(self, model: nn.Module, head: nn.Module) -> None:
@@ -104,6 +121,26 @@ class Decoder:
         self.depth = len(self.layers)
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = self.layers[0].self_attn.head_dim
+        self.coordinates = 3 if config.model_type in BY_THREE else 1
+
+    @property
+    def shape(self) -> DecoderShape:
+        """Its sizes, for the cost model."""
+        c = self.config
+        return DecoderShape(
+            dim=c.hidden_size,
+            mlp=c.intermediate_size,
+            layers=self.depth,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            vocab=self.head.weight.shape[0],
+        )
+
+    @property
+    def bytes_per_value(self) -> int:
+        """Bytes of one number in the cache."""
+        return self.head.weight.element_size()
 
     @property
     def eager(self) -> bool:
@@ -115,8 +152,18 @@ class Decoder:
         return self.model.embed_tokens(ids)
 
     def rotation(self, x: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin (B, S, e) of position ids (B, S)."""
-        return self.model.rotary_emb(x, position_ids=place)
+        """cos and sin (B, S, e) of position ids (B, S, P)."""
+        return self.model.rotary_emb(x, position_ids=place[..., 0] if self.coordinates == 1 else place.movedim(-1, 0))
+
+    def rotated(self, layer: int, states: Tensor, place: Tensor, part: str) -> Tensor:
+        """Queries (part "q") or keys ("k") of a layer, (b, heads, S, e), from its input (b, S, D) at places (b, S, P)."""
+        block = self.layers[layer]
+        attention = block.self_attn
+        made = getattr(attention, f"{part}_proj")(block.input_layernorm(states)).unflatten(-1, (-1, self.head_dim))
+        norm = getattr(attention, f"{part}_norm", None)
+        made = (made if norm is None else norm(made)).transpose(1, 2)
+        cos, sin = self.rotation(made, place)
+        return apply_rotary_pos_emb(made, made, cos, sin)[0]
 
     def layer(self, index: int, stream: Stream, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, LayerCache]:
         """One layer over whole rows, nothing cached before: its output (B, S, D) and its cache."""
@@ -128,11 +175,13 @@ class Decoder:
         out = self.layers[index](
             stream.x,
             attention_mask=mask,
-            position_ids=stream.place,
+            position_ids=stream.place[..., 0] if self.coordinates == 1 else None,
             past_key_values=held,
             use_cache=True,
             position_embeddings=rotation,
         )
+        if stream.extra is not None and index < stream.extra.shape[2]:
+            out = out + stream.extra[:, :, index]
         return out, LayerCache(held.keys, held.values, stream.length, stream.next_place, stream.n, stream)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -172,16 +221,17 @@ class Continuation:
         x = self.decoder.embed(ids)
         own = torch.ones(q, q, dtype=torch.bool, device=ids.device).tril().expand(ids.shape[0], q, q)
         offset = torch.arange(self.fed, self.fed + q, device=ids.device)
-        rotation, seen = None, None
+        rotation, seen, place = None, None, None
         for index, held in enumerate(self.held):
             if seen is None or not torch.equal(seen, self.next_place[index]):
                 seen = self.next_place[index]
-                rotation = self.decoder.rotation(x, seen[:, None] + offset)
+                place = seen[:, None] + offset
+                rotation = self.decoder.rotation(x, place[..., None].expand(-1, -1, self.decoder.coordinates))
             allowed = torch.cat([self.valid[index][:, None].expand(-1, q, -1), own], dim=-1)[:, None]
             x = self.decoder.layers[index](
                 x,
                 attention_mask=self.decoder.additive(allowed, x) if self.decoder.eager else allowed,
-                position_ids=seen[:, None] + offset,
+                position_ids=place if self.decoder.coordinates == 1 else None,
                 past_key_values=held,
                 use_cache=True,
                 position_embeddings=rotation,

@@ -15,7 +15,7 @@ question's embedding is left to the methods that want it: a text tower alone wou
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,8 @@ from foveate.models.visual import VisualState
 from foveate.plans.cost import lm_head
 
 if TYPE_CHECKING:
-    from foveate.models.llava import LlavaHost
+    from foveate.models.host import Host
+    from foveate.models.inputs import PromptShape
     from foveate.models.passes import Pass
 
 SAMPLE = 32
@@ -79,36 +80,46 @@ def reveal(p: Pass, group: str, rows: Sequence[int] | None = None) -> list[np.nd
         p.peek_encoder()
         if group == "encoder" and "encoder" not in p.states:
             p.encode()
-        left = [state.n for state in p.states["peek" if group == "block1" else "encoder"]]
-        of = _block1 if group == "block1" else _encoder
+        left, of = p.left("peek" if group == "block1" else "encoder"), _block1 if group == "block1" else _encoder
     width = len(TOKEN_FEATURES[group])
     asked = range(len(p)) if rows is None else rows
-    return [np.array(of(p, row) if left[row] else [0.0] * width, np.float32) for row in asked]
+    return [np.array(_of_row(p, of, row) if left[row] else [0.0] * width, np.float32) for row in asked]
 
 
-def feature_flops(host: LlavaHost, n_text: int | None = None) -> dict[str, int]:
+def _of_row(p: Pass, of: Callable[[Pass, int], list[float]], row: int) -> list[float]:
+    """A row's features; of several views, the mean by their tokens."""
+    lanes = p.lanes[row]
+    if of is _layer1 or len(lanes) == 1:
+        return of(p, row if of is _layer1 else lanes[0])
+    return np.average([of(p, lane) for lane in lanes], axis=0, weights=[p.tokens[lane].n for lane in lanes]).tolist()
+
+
+def feature_flops(host: Host, shape: PromptShape | None = None) -> dict[str, int]:
     """FLOPs of each group for one uncompressed row, which compressed rows do not exceed.
 
     Args:
         host: the model.
-        n_text: prompt entries that are text; None = as many as the decoder has positions for.
+        shape: of the row; None = one usual picture, and as many words as the decoder has positions for.
     """
-    n, vit, decoder = host.n_visual, host.shape.vit, host.shape.decoder
-    entries = host.decoder.config.max_position_embeddings if n_text is None else n + n_text + int(host.cls_stays)
-    found = {group: sum(_own(host, group, n)) for group in TOKEN_FEATURES}
-    found["encoder"] += encoder_signal_flops(vit, ["cls_attention"], n + int(vit.cls), at_hand=True)
-    found["layer1"] += last_query_flops(decoder, entries, has_run=True)
+    at, vit, decoder = shape or host.prompt_shape(1), host.shape.vit, host.shape.decoder
+    cls = len(at.grids) * int(host.cls_stays)
+    entries = host.decoder.config.max_position_embeddings if shape is None else at.n_visual + at.n_text + cls
+    each = [t * h * w for t, h, w in at.grids]
+    found = {group: sum(sum(_own(host, group, n)) for n in each) for group in ("block1", "encoder")}
+    found["encoder"] += sum(encoder_signal_flops(vit, ["cls_attention"], vit.rows(n), at_hand=True) for n in each)
+    found["layer1"] = sum(_own(host, "layer1", at.n_visual)) + last_query_flops(decoder, entries, has_run=True)
     return found
 
 
-def _own(host: LlavaHost, group: str, n: int) -> tuple[int, int]:
-    """Matrix and other FLOPs of a group on n visual tokens, signals apart."""
+def _own(host: Host, group: str, n: int) -> tuple[int, int]:
+    """Matrix and other FLOPs of a group on n tokens of one view (of a row, in the decoder), signals apart."""
     vit, decoder = host.shape.vit, host.shape.decoder
     if group == "layer1":
         return lm_head(decoder, 1) + 8 * n, 10 * decoder.heads * n + 8 * decoder.vocab
-    common = 2 * n * vit.dim + 4 * vit.dim
-    beside = 2 * min(n, SAMPLE) ** 2 * vit.dim if group == "block1" else 8 * n
-    return common + beside, 12 * n * vit.dim + 10 * n
+    dim = vit.dim * vit.merge
+    common = 2 * n * dim + 4 * dim
+    beside = 2 * min(n, SAMPLE) ** 2 * dim if group == "block1" else 8 * n
+    return common + beside, 12 * n * dim + 10 * n
 
 
 def _charge(p: Pass, row: int, group: str, n: int) -> None:
@@ -117,35 +128,39 @@ def _charge(p: Pass, row: int, group: str, n: int) -> None:
     p.ledger[row].add("features", group, other, "other")
 
 
-def _block1(p: Pass, row: int) -> list[float]:
-    state = p.states["peek"][row]
+def _block1(p: Pass, lane: int) -> list[float]:
+    state = p.states["peek"][lane]
     x = numbers(state.x)
     some = x[_spaced(len(x))]
     apart = some - _ones(len(some)) @ some / np.float32(len(some))
     gram = apart @ apart.T
     trace, square = float(np.vdot(apart, apart)), float(np.vdot(gram, gram))
-    _charge(p, row, "block1", len(x))
+    _charge(p, p.views[lane][0], "block1", len(x))
     return [*_alike(x, state), trace**2 / max(square, 1e-12) / len(some)]
 
 
-def _encoder(p: Pass, row: int) -> list[float]:
-    state = p.states["encoder"][row]
+def _encoder(p: Pass, lane: int) -> list[float]:
+    state = p.states["encoder"][lane]
     x = numbers(state.x)
-    attention = p.ask.cls_attention(row, "features")
-    _charge(p, row, "encoder", len(x))
+    attention = p.ask.cls_attention(lane, "features")
+    _charge(p, p.views[lane][0], "encoder", len(x))
     return [*_alike(x, state), *_concentration(attention, _places(state))]
 
 
 def _layer1(p: Pass, row: int) -> list[float]:
     opened, decoder = p.opened, p.host.decoder
     n, entries = opened.visual[row][0], opened.entries[row][0]
-    behind = entries - len(p.rows[row].after) - n  # the first visual entry
-    attention = last_state_attention(opened, row)[behind : behind + n]
+    visual = opened.stream.visual[row, :entries].cpu().numpy()
+    attention = last_state_attention(opened, row)[visual]
     p.ledger[row].add("features", "signals", last_query_flops(p.host.shape.decoder, entries, has_run=True))
     _charge(p, row, "layer1", n)
     said = read(opened.stream.x[row, entries - 1], decoder.model.norm, decoder.head)
     mass = float(_add(attention))
-    return [mass, *_concentration(attention, _places(p.states["projector"][row])), *_lens(said)]
+    if len(p.lanes[row]) == 1 and opened.whole[row]:
+        places = _whole_grid(opened.grids[row])
+    else:
+        places = _placed(opened.stream.position[row, :entries].cpu().numpy()[visual], opened.grids[row])
+    return [mass, *_concentration(attention, places), *_lens(said)]
 
 
 def _lens(logits: np.ndarray) -> tuple[float, float]:

@@ -2,44 +2,74 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from foveate.compressors.base import STAGES, Compressor, Grid
 from foveate.compressors.registry import make
 from foveate.models import ledger as charge
 from foveate.models.errors import BadInput, HostError
+from foveate.models.inputs import PromptShape
 from foveate.models.ledger import Ledger
 from foveate.models.signals import ATTENTION_KINDS, by_layer
 from foveate.models.visual import check_grid
 from foveate.plans.plan import Plan, keep_count
 
 if TYPE_CHECKING:
-    from foveate.models.llava import LlavaHost
+    from foveate.models.host import Host
 
 
 @dataclass(frozen=True)
-class Sketch:
-    """The counts at one stop.
+class Seen:
+    """The counts of views of equal grid at one stop.
 
     Attributes:
-        n: visual tokens.
-        grid: of the picture.
+        shown: of each of these views: its tokens that the uncompressed prompt shows.
+        n: tokens of each.
+        grid: of each.
         cls: the decoder will read CLS too.
         whole: the tokens are the grid.
-        blocks: patches entering each block of the tower.
-        entries, visual: all prompt entries and visual ones in each decoder layer.
-        asked: the question has been embedded.
+        blocks: tokens entering each block of the tower.
+        took_cls: CLS has been handed to a method.
     """
 
+    shown: tuple[int, ...]
     n: int
     grid: Grid
     cls: bool
     whole: bool = True
     blocks: tuple[int, ...] = ()
+    took_cls: bool = False
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """The counts of a row at one stop.
+
+    Attributes:
+        views: kinds of views, the row's own order apart.
+        shape: of the prompt.
+        entries, visual: all prompt entries and visual ones in each decoder layer.
+        n: visual tokens; in the decoder, entries.
+    """
+
+    views: tuple[Seen, ...]
+    shape: PromptShape
     entries: tuple[int, ...] = ()
     visual: tuple[int, ...] = ()
-    asked: bool = False
+
+    @property
+    def n(self) -> int:
+        return self.visual[-1] if self.visual else sum(seen.n * len(seen.shown) for seen in self.views)
+
+
+def opened(shape: PromptShape, cls: bool) -> Sketch:
+    """A row before anything has run."""
+    shown: dict[Grid, list[int]] = {}
+    for grid, dropped in zip(shape.grids, shape.dropped or (0,) * len(shape.grids), strict=True):
+        shown.setdefault(grid, []).append(grid[0] * grid[1] * grid[2] - dropped)
+    return Sketch(tuple(Seen(tuple(s), t * h * w, (t, h, w), cls) for (t, h, w), s in shown.items()), shape)
 
 
 @dataclass
@@ -49,17 +79,23 @@ class Forecast:
     Attributes:
         host: the model.
         plan: which methods.
-        n_text: prompt entries that are text.
-        ledger: filled stage by stage.
+        n_text: words of the prompt.
+        row: the row's ledger, filled stage by stage.
+        ledger: what is charged now: the row's, or one that counts for several equal views.
+        asked: the question has been embedded.
     """
 
-    host: LlavaHost
+    host: Host
     plan: Plan
     n_text: int
-    ledger: Ledger = field(default_factory=Ledger)
+    row: Ledger = field(default_factory=Ledger)
+    asked: bool = False
 
-    def method(self, stage: str, n: int, at: Sketch | None = None) -> tuple[Compressor | None, int]:
-        """The method that acts on n tokens and its count; None where it would remove nothing.
+    def __post_init__(self) -> None:
+        self.ledger = self.row
+
+    def method(self, stage: str, n: int, grid: Grid | None = None, whole: bool = True) -> tuple[Compressor | None, int]:
+        """The method that acts on n tokens, of a grid where that matters, and its count; None where nothing goes.
 
         Raises:
             HostError: the method cannot act here, needs a whole grid where there is none, or cannot give the count.
@@ -73,83 +109,104 @@ class Forecast:
         count, method = keep_count(n, choice.keep), make(stage, choice.method)
         if count == n:
             return None, n
-        if at is not None:
-            check_grid(method, at.whole, at.grid, n)
-            if count not in method.reachable(at.grid):
-                raise HostError(f"{stage}: {method.name} cannot give {count} of {n} tokens on grid {at.grid}")
+        if grid is not None:
+            check_grid(method, whole, grid, n)
+            if count not in method.reachable(grid):
+                raise HostError(f"{stage}: {method.name} cannot give {count} of {n} tokens on grid {grid}")
         return method, count
 
     def stage(self, name: str, at: Sketch) -> Sketch:
         """The counts behind a stage."""
         after = getattr(self, f"_{name}")(at)
-        self.ledger.tokens[name] = after.n
+        self.row.tokens[name] = after.n
         return after
 
     def _own(self, stage: str, method: Compressor, n: int, count: int, text: int = 0) -> None:
         self.ledger.add(stage, method.name, charge.method_flops(method, self.host.shape, stage, n, count, text))
 
+    def _each(self, at: Sketch, act: Callable[[Seen], Seen]) -> Sketch:
+        """The row after a stage that acts on each view; equal views are reckoned once."""
+        views = []
+        for seen in at.views:
+            self.ledger = Ledger()
+            views.append(act(seen) if seen.n else seen)
+            self.row.take(self.ledger, len(seen.shown))
+        self.ledger = self.row
+        return replace(at, views=tuple(views))
+
     def _input(self, at: Sketch) -> Sketch:
         if self.plan.is_blind:
-            return Sketch(0, self.host.grid, cls=False)
-        method, count = self.method("input", self.host.n_visual)
-        if method is None:
+            shape = replace(at.shape, n_text=at.shape.n_text - at.shape.newlines, newlines=0)
+            return Sketch(tuple(replace(seen, n=0, cls=False, whole=False) for seen in at.views), shape)
+        grids: dict[Grid, Grid] = {}
+
+        def smaller(seen: Seen) -> Seen:
+            method, count = self.method("input", seen.n)
+            if method is not None:
+                self._own("input", method, seen.n, count)
+                grids[seen.grid] = self.host.resized(method, seen.grid, count)
+            return seen
+
+        self._each(at, smaller)
+        if not grids:
             return at
-        self._own("input", method, self.host.n_visual, count)
-        grid = self.host.resized(method, count)
-        return Sketch(grid[0] * grid[1] * grid[2], grid, at.cls)
+        shape = self.host.reshaped(at.shape, [grids.get(grid, grid) for grid in at.shape.grids])
+        return opened(shape, self.host.cls_stays)
 
     def _encoder(self, at: Sketch) -> Sketch:
-        if at.n == 0:
-            return at
+        return self._each(at, self._tower)
+
+    def _tower(self, at: Seen) -> Seen:
         shape, depth, n = self.host.shape, self.host.encoder_depth, at.n
         charge.charge_embed(self.ledger, shape, n)
-        charge.charge_attention(self.ledger, shape, n)
-        method, count = self.method("encoder", n, at)
-        sites = dict(self.host.sites("encoder", method, n, count))
-        counts, asked = [], at.asked
+        charge.charge_attention(self.ledger, shape, n, 0)
+        method, count = self.method("encoder", n, at.grid, at.whole)
+        sites, counts = dict(self.host.sites("encoder", method, n, count)), []
         for block in range(depth):
             leaving = min(n, sites.get(block, n))
             if leaving < n:
-                asked = self._signals("encoder", method, block, [c for c, _ in counts] + [n], n, asked, here=True)
+                self._signals("encoder", method, block, [c for c, _ in counts] + [n], n, here=True)
             counts.append((n, leaving))
             n = leaving
         charge.charge_tower(self.ledger, shape, counts, method, sites)
-        return Sketch(n, at.grid, at.cls, method is None, tuple(c for c, _ in counts), asked=asked)
+        return replace(at, n=n, whole=method is None, blocks=tuple(c for c, _ in counts))
 
-    def _signals(
-        self, stage: str, method: Compressor, now: int, blocks: list[int], n: int, asked: bool, here: bool = False
-    ) -> bool:
+    def _signals(self, stage: str, method: Compressor, now: int, blocks: list[int], n: int, here: bool = False) -> None:
         """Signals of the tower and of the question, for a method standing in (`here`) or behind block `now`."""
         vit, text = self.host.shape.vit, self.host.text
         for block, wanted in by_layer(method, self.host.encoder_depth, now, ATTENTION_KINDS).items():
             kinds = sorted({signal.kind for signal in wanted})
             at_hand = here and block == now
-            flops = charge.encoder_signal_flops(vit, kinds, blocks[block] + int(vit.cls), at_hand)
-            self.ledger.add(stage, "signals", flops)
+            self.ledger.add(stage, "signals", charge.encoder_signal_flops(vit, kinds, vit.rows(blocks[block]), at_hand))
         if any(s.kind == "text_similarity" for s in method.signals(self.host.encoder_depth)):
-            if not asked:
-                self.ledger.add(stage, "question embedding", text.flops(self.host.question_tokens(self.n_text)))
+            if not self.asked:
+                self.asked = True
+                self.row.add(stage, "question embedding", text.flops(self.host.question_tokens(self.n_text)))
             self.ledger.add(stage, "signals", text.similarity_flops(n))
-            return True
-        return asked
 
     def _outside(self, at: Sketch) -> Sketch:
-        method, count = self.method("outside", at.n, at)
+        return self._each(at, self._thinned)
+
+    def _thinned(self, at: Seen) -> Seen:
+        method, count = self.method("outside", at.n, at.grid, at.whole)
         if method is None:
             return at
-        takes = method.takes_cls and self.host.shape.vit.cls
+        takes = method.takes_cls and self.host.shape.vit.hands_cls
         n = at.n + int(takes)
-        asked = self._signals("outside", method, self.host.encoder_depth - 1, list(at.blocks), n, at.asked)
+        self._signals("outside", method, self.host.encoder_depth - 1, list(at.blocks), n)
         self._own("outside", method, n, count)
-        return Sketch(count, at.grid, at.cls and not takes, method.emits_grid, at.blocks, asked=asked)
+        return replace(at, n=count, cls=at.cls and not takes, whole=method.emits_grid, took_cls=takes)
 
     def _projector(self, at: Sketch) -> Sketch:
-        method, count = self.method("projector", at.n, at)
-        n, cls, asked, shape = at.n, at.cls, at.asked, self.host.shape
+        return self._each(at, self._projected)
+
+    def _projected(self, at: Seen) -> Seen:
+        method, count = self.method("projector", at.n, at.grid, at.whole)
+        n, cls, shape = at.n, at.cls, self.host.shape
         if method is not None:
-            takes = method.takes_cls and shape.vit.cls and self._cls_at_hand()
+            takes = method.takes_cls and shape.vit.hands_cls and not at.took_cls
             n, cls = n + int(takes), cls and not takes
-            asked = self._signals("projector", method, self.host.encoder_depth - 1, list(at.blocks), n, asked)
+            self._signals("projector", method, self.host.encoder_depth - 1, list(at.blocks), n)
             self._own("projector", method, n, count)
         hook = None if method is None else getattr(method, "hook", "after")
         rows = n if hook in (None, "after") else count if hook == "before" else 0
@@ -157,19 +214,14 @@ class Forecast:
             charge.charge_project(self.ledger, shape, rows)
         if cls:
             charge.charge_project(self.ledger, shape, 1)
-        whole = at.whole if method is None else method.emits_grid
-        return Sketch(count, at.grid, cls, whole, at.blocks, asked=asked)
-
-    def _cls_at_hand(self) -> bool:
-        """CLS has not been handed to a method at `outside`."""
-        method, _ = self.method("outside", self.ledger.tokens["encoder"])
-        return method is None or not method.takes_cls
+        return replace(at, n=count, cls=cls, whole=at.whole if method is None else method.emits_grid)
 
     def _prefill(self, at: Sketch) -> Sketch:
-        shape, depth, n = self.host.shape, self.host.decoder_depth, at.n
-        method, count = self.method("prefill", n, at)
+        shape, depth = self.host.shape, self.host.decoder_depth
+        n = sum(min(seen.n, shown) for seen in at.views for shown in seen.shown)
+        method, count = self.method("prefill", n, *_joined(at))
         sites = dict(self.host.sites("prefill", method, n, count))
-        text, visual = self.n_text + int(at.cls), []
+        text, visual = at.shape.n_text + sum(len(seen.shown) for seen in at.views if seen.cls), []
         for layer in range(depth):
             if sites.get(layer, n) < n:
                 for read in by_layer(method, depth, layer, ("last_query",)):
@@ -181,7 +233,7 @@ class Forecast:
         entries = [text + v for v in visual]
         charge.charge_layer(self.ledger, shape, entries[0])
         charge.charge_prefill(self.ledger, shape, entries, visual, method, sites)
-        return Sketch(n, at.grid, at.cls, at.whole, at.blocks, tuple(entries), tuple(visual), at.asked)
+        return replace(at, entries=tuple(entries), visual=tuple(visual))
 
     def _decode(self, at: Sketch) -> Sketch:
         entries, left = list(at.entries), list(at.visual)
@@ -194,17 +246,25 @@ class Forecast:
             self._own("decode", method, n, count, all_ - n)
             entries[layer], left[layer] = all_ - n + count, count
         charge.charge_cache(self.ledger, self.host.shape, entries)
-        return Sketch(left[-1], at.grid, at.cls, at.whole, at.blocks, tuple(entries), tuple(left), at.asked)
+        return replace(at, entries=tuple(entries), visual=tuple(left))
 
 
-def forecast(host: LlavaHost, plan: Plan, n_text: int, new_tokens: int = 0, turns: int = 1) -> Ledger:
+def _joined(at: Sketch) -> tuple[Grid, bool]:
+    """The grid of all visual entries together and whether they are all of it, as `prompt.joined` has it."""
+    if len(at.views) > 1:
+        return (1, 1, sum(h * w * t * len(seen.shown) for seen in at.views for t, h, w in [seen.grid])), False
+    t, h, w = at.views[0].grid
+    return (t * len(at.views[0].shown), h, w), at.views[0].whole and not at.shape.dropped
+
+
+def forecast(host: Host, plan: Plan, shape: PromptShape, new_tokens: int = 0, turns: int = 1) -> Ledger:
     """See `Host.forecast`."""
-    if n_text < 1 or new_tokens < 0 or turns < 1:
+    if shape.n_text < 1 or new_tokens < 0 or turns < 1:
         raise BadInput(
-            f"forecast: n_text {n_text} and turns {turns} must be at least 1, new_tokens {new_tokens} at least 0"
+            f"forecast: n_text {shape.n_text} and turns {turns} must be at least 1, new_tokens {new_tokens} at least 0"
         )
-    run = Forecast(host, plan, n_text)
-    stops = [Sketch(host.n_visual, host.grid, host.cls_stays)]
+    run = Forecast(host, plan, shape.n_text)
+    stops = [opened(shape, host.cls_stays)]
     for stage in STAGES:
         stops.append(run.stage(stage, stops[-1]))
     charge.charge_answer(run.ledger, host.shape, stops[-1].entries, new_tokens)
@@ -213,8 +273,7 @@ def forecast(host: LlavaHost, plan: Plan, n_text: int, new_tokens: int = 0, turn
         if choice.method != "blind" and make(stage, choice.method).text_guided:
             again = min(again, STAGES.index(stage))
     for _ in range(turns - 1):
-        at = stops[again]
-        at = Sketch(at.n, at.grid, at.cls, at.whole, at.blocks)  # a new question is embedded anew
+        at, run.asked = replace(stops[again], entries=(), visual=()), False  # a new question is embedded anew
         for stage in STAGES[again:]:
             at = run.stage(stage, at)
         charge.charge_answer(run.ledger, host.shape, at.entries, new_tokens)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
+from torch import Tensor
 
 from foveate.compressors.base import Compressor, Grid, InputKnob, KVReducer, Reducer, Resampler
 from foveate.compressors.registry import COMPRESSORS, make
-from foveate.models.errors import CountMismatch
+from foveate.models.decoder import Decoder
+from foveate.models.errors import CountMismatch, HostError
+from foveate.models.fingerprint import fingerprint
+from foveate.models.inputs import Inputs, Pictures, PromptShape, Row, View
+from foveate.models.text_tower import TextTower
+from foveate.models.tower import Tower
+from foveate.models.visual import VisualState
 from foveate.plans.cost import HostShape
 from foveate.plans.plan import Plan
 
 if TYPE_CHECKING:
-    from foveate.models.inputs import Picture
     from foveate.models.ledger import Ledger
     from foveate.models.passes import Pass
 
@@ -46,50 +53,192 @@ class Score:
 
 
 class Host(ABC):
-    """A multimodal model, opened.
+    """A multimodal model, run through its own submodules: the model itself is never changed.
+
+    A family says what its parts are (`parts`, `inputs_of`) and how they join (`project`, and where it needs them
+    `project_extra`, `newline`, `prompt_shape`, `refuses`).
+
+    Args:
+        model: with weights, on its device.
+        processor: its processor.
+        text: the text tower beside it, where there is one.
+        name: for messages and reports.
+        config: the content of config.json, for the fingerprint; None = the model's own.
+    Raises:
+        UnsupportedModel: a part or a setting that cannot be opened.
 
     Attributes:
         name: as it was loaded.
         fingerprint: SHA-256 over configuration and a sample of the weights.
         shape: for the cost model.
-        grid: of the visual tokens of an uncompressed picture.
+        grid: of the tokens of one view of a usual picture.
         signals: kinds that it can give.
-        device: where it runs.
+        device, dtype: where it runs, and in what numbers.
         encoder_depth, decoder_depth: blocks and layers that run.
+        tower, decoder, text, inputs: the parts that a pass runs.
+        cls_stays: the decoder reads the tower's CLS too; protected, not counted.
+        ends: token ids that end an answer.
     """
 
+    model_class: ClassVar[Any]
     name: str
     fingerprint: str
     shape: HostShape
     grid: Grid
     signals: frozenset[str]
     device: torch.device
-    encoder_depth: int
-    decoder_depth: int
+    dtype: torch.dtype
+    tower: Tower
+    decoder: Decoder
+    text: TextTower | None
+    inputs: Inputs
+    ends: frozenset[int]
+    cls_stays: bool = False
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        text: TextTower | None = None,
+        name: str = "",
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        self.check(model.config, name)
+        self._open(model.eval(), name, text)
+        self.inputs = self.inputs_of(processor)
+        ends = model.generation_config.eos_token_id
+        ends = self.inputs.tokenizer.eos_token_id if ends is None else ends
+        self.ends = frozenset([ends] if isinstance(ends, int) else ends)
+        self.fingerprint = fingerprint(config or json.loads(model.config.to_json_string()), model)
+
+    @classmethod
+    def on_paper(cls, config: Any, name: str) -> Self:
+        """A host of a configuration alone: it can say what it would cost, not run. Raises: UnsupportedModel."""
+        cls.check(config, name)
+        self = cls.__new__(cls)
+        with torch.device("meta"):  # parameters have shapes and no memory
+            model = cls.model_class_of(config)(config).to(getattr(config, "dtype", None) or torch.float32)
+        self._open(model, name, None)
+        return self
+
+    def _open(self, model: Any, name: str, text: TextTower | None) -> None:
+        self.model, self.name, self.text = model, name or model.config.model_type, text
+        self.parts()
+        weight = self.decoder.head.weight
+        self.device, self.dtype = weight.device, weight.dtype
+        kinds = {"keys", "cls_attention", "received_attention", "last_query", "accumulated_attention"}
+        self.signals = frozenset(kinds | ({"text_similarity"} if text else set()))
+        self._beside_question: int | None = None
+
+    # -- what a family says ------------------------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def check(cls, config: Any, name: str) -> None:
+        """Refuses what cannot be opened, before any weight is read. Raises: UnsupportedModel."""
+
+    @classmethod
+    def model_class_of(cls, config: Any) -> Any:
+        """The HF class that loads this configuration."""
+        return cls.model_class
 
     @abstractmethod
-    def open(self, images: Sequence[Picture], questions: Sequence[str]) -> Pass:
-        """A pass over rows of one picture and one question each; nothing has run.
+    def parts(self) -> None:
+        """Sets `tower`, `decoder`, `grid`, `shape` and, where it is so, `cls_stays`; `model` may be without data."""
+
+    @abstractmethod
+    def inputs_of(self, processor: Any) -> Inputs:
+        """How this family's pictures and prompts are made ready."""
+
+    @abstractmethod
+    def project(self, x: Tensor) -> Tensor:
+        """The projector: (..., merge * C) -> (..., D), each token on its own."""
+
+    def project_extra(self, extra: Tensor) -> Tensor:
+        """The projectors of the levels that ride along: (..., L, merge * C) -> (..., L, D)."""
+        raise NotImplementedError(f"{self.name}: its tower has no levels")
+
+    def newline(self) -> Tensor:
+        """(D,) what stands at a newline entry."""
+        raise NotImplementedError(f"{self.name}: its prompts have no newlines")
+
+    def prompt_shape(self, n_text: int) -> PromptShape:
+        """A prompt with one picture of the usual size and `n_text` words."""
+        return PromptShape(n_text, (self.grid,))
+
+    def reshaped(self, shape: PromptShape, grids: Sequence[Grid]) -> PromptShape:
+        """What `relaid` makes of a row's shape. Raises: HostError where that cannot be told from the shape."""
+        if shape.dropped or shape.newlines:
+            raise HostError(f"{self.name}: views of these prompts keep their grids")
+        return replace(shape, grids=tuple(grids))
+
+    def refuses(self, stage: str, method: type[Compressor]) -> str | None:
+        """This family's own reason why a method cannot run at a stage, or None."""
+        return None
+
+    # -- what a pass needs -------------------------------------------------------------------------------------------
+
+    def open(self, images: Sequence[Pictures], questions: Sequence[str]) -> Pass:
+        """A pass over rows of one question each, with one picture or several; nothing has run.
 
         Raises:
             BadInput: a picture that does not decode, a question that cannot be put; the message names the row.
         """
+        from foveate.models.passes import Pass  # it needs this module's classes
+
+        if self.device.type == "meta":
+            raise HostError(f"{self.name}: only its configuration was read, it cannot run")
+        return Pass(self, self.inputs.rows(images, questions))
+
+    def pixels(self, views: Sequence[View]) -> Tensor:
+        """(B, 3, H, W) normalised views of equal size, in the model's dtype."""
+        return self.inputs.pixels(views).to(self.device, self.dtype)
+
+    def relaid(self, row: Row, grids: Sequence[Grid]) -> Row:
+        """The row with its views at other grids. Raises: HostError where the family's views cannot shrink."""
+        return self.inputs.relaid(row, grids)
+
+    def question_tokens(self, n_text: int) -> int:
+        """What a question whose prompt has `n_text` words is for the text tower, in tokens."""
+        if self._beside_question is None:
+            self._beside_question = self.inputs.n_text("") - len(self.text.ids(""))
+        return max(1, min(self.text.limit, n_text - self._beside_question))
+
+    def no_tokens(self) -> VisualState:
+        """The state of a view that is left out."""
+        none = torch.zeros(0, dtype=torch.long, device=self.device)
+        vit = self.shape.vit
+        width = torch.zeros(0, vit.dim * vit.merge, dtype=self.dtype, device=self.device)
+        place = none.reshape(0, self.decoder.coordinates)
+        return VisualState(width, none.float(), none, none, place, self.grid, whole=False, renumber=True)
+
+    # -- what can be known before anything runs ----------------------------------------------------------------------
+
+    @property
+    def encoder_depth(self) -> int:
+        """Blocks of the tower that run."""
+        return self.tower.depth
+
+    @property
+    def decoder_depth(self) -> int:
+        """Layers of the decoder."""
+        return self.decoder.depth
 
     @property
     def n_visual(self) -> int:
-        """Visual tokens of an uncompressed picture."""
-        return self.grid[0] * self.grid[1] * self.grid[2]
+        """Visual tokens of one picture of the usual size."""
+        return self.prompt_shape(1).n_visual
 
     def depth(self, stage: str) -> int:
         """The depth that methods at a stage are told: decoder layers at `prefill` and `decode`, else encoder blocks."""
         return self.decoder_depth if stage in ("prefill", "decode") else self.encoder_depth
 
-    def resized(self, knob: InputKnob, count: int) -> Grid:
-        """The grid that an input knob wants. Raises: CountMismatch where it has more tokens than asked."""
-        grid = knob.target(self.grid, count)
-        if grid[0] != self.grid[0] or min(grid) < 1 or grid[0] * grid[1] * grid[2] > count:
-            raise CountMismatch(f"{knob.name}: grid {grid} for at most {count} tokens of {self.grid}")
-        return grid
+    def resized(self, knob: InputKnob, grid: Grid, count: int) -> Grid:
+        """The grid that an input knob wants of a view. Raises: CountMismatch where it has more tokens than asked."""
+        wanted = knob.target(grid, count)
+        if wanted[0] != grid[0] or min(wanted) < 1 or wanted[0] * wanted[1] * wanted[2] > count:
+            raise CountMismatch(f"{knob.name}: grid {wanted} for at most {count} tokens of {grid}")
+        return wanted
 
     def sites(self, stage: str, method: Compressor | None, n: int, count: int) -> list[tuple[int, int]]:
         """Where a method acts inside the tower or the decoder, checked; nothing for None.
@@ -122,20 +271,26 @@ class Host(ABC):
             return f"{name}: is for video, this host sees single pictures"
         if cls.learned:
             return f"{name}: has no weights for this host"
+        if stage == "encoder" and self.tower.merge > 1:
+            return f"{name}: acts on patches, and this host's connector wants whole units of {self.tower.merge}"
+        if issubclass(cls, Resampler) and self.shape.deepstack:
+            return f"{name}: makes new tokens, and this host adds features of the old ones in later layers"
+        if (reason := self.refuses(stage, cls)) is not None:
+            return f"{name}: {reason}"
         missing = {s.kind for s in make(stage, name).signals(self.depth(stage))} - self.signals
         return f"{name}: needs the signal {', '.join(sorted(missing))}, which this host has not" if missing else None
 
-    def forecast(self, plan: Plan, n_text: int, new_tokens: int = 0, turns: int = 1) -> Ledger:
+    def forecast(self, plan: Plan, shape: PromptShape, new_tokens: int = 0, turns: int = 1) -> Ledger:
         """What a pass by this plan will cost, known before acting; adaptive methods at their ceiling.
 
         Args:
             plan: which methods at which ratios.
-            n_text: prompt entries that are text (`Pass.n_text` of a row).
+            shape: of the row (`Row.shape`), or of a usual one (`prompt_shape`).
             new_tokens: tokens generated, the end token included; 0 = none.
-            turns: questions about the picture, all of this length: what no question guides runs once.
+            turns: questions about the pictures, all of this length: what no question guides runs once.
         Raises:
             ValueError: a method that this host cannot run, or a count that it cannot give.
         """
         from foveate.models.forecast import forecast  # it needs this module's classes
 
-        return forecast(self, plan, n_text, new_tokens, turns)
+        return forecast(self, plan, shape, new_tokens, turns)

@@ -132,23 +132,6 @@ class Row:
         newlines = int((self.position == NEWLINE).sum())
         return PromptShape(int(text.sum()), grids, dropped if any(dropped) else (), newlines)
 
-    # until the pass reads the fields above
-    @property
-    def picture(self) -> np.ndarray:
-        return self.views[0].pixels
-
-    @property
-    def before(self) -> tuple[int, ...]:
-        return tuple(self.ids[: np.flatnonzero(self.view >= 0)[0]].tolist())
-
-    @property
-    def after(self) -> tuple[int, ...]:
-        return tuple(self.ids[np.flatnonzero(self.view >= 0)[-1] + 1 :].tolist())
-
-    @property
-    def n_text(self) -> int:
-        return self.shape.n_text
-
     @cached_property
     def entries(self) -> tuple[np.ndarray, ...]:
         """Of each view: (n,) int64 which prompt entry shows each of its tokens; -1 = none does."""
@@ -159,6 +142,35 @@ class Row:
             entry[self.position[at]] = at
             found.append(entry)
         return tuple(found)
+
+    @cached_property
+    def first(self) -> tuple[int, ...]:
+        """Of each view: the first entry that shows a token of it; 0 where none does."""
+        return tuple(int(next(iter(entry[entry >= 0]), 0)) for entry in self.entries)
+
+    @cached_property
+    def places(self) -> tuple[np.ndarray, ...]:
+        """Of each view: (n, P) position ids of its tokens, from those of its first; of one without an entry, of that
+        before it."""
+        shown = (
+            np.maximum.accumulate(np.maximum(entry, at)) for entry, at in zip(self.entries, self.first, strict=True)
+        )
+        return tuple(self.place[entry] - self.place[at] for entry, at in zip(shown, self.first, strict=True))
+
+    @cached_property
+    def cls(self) -> dict[int, int]:
+        """View -> the entry of its CLS, where the decoder reads it."""
+        return {int(self.view[at]): int(at) for at in np.flatnonzero(self.position == CLS)}
+
+    @cached_property
+    def text(self) -> np.ndarray:
+        """Entries that show no visual token and no CLS: words, markers, newlines."""
+        return np.flatnonzero((self.position == TEXT) | (self.position == NEWLINE))
+
+    @cached_property
+    def next_place(self) -> int:
+        """The position id, in every coordinate, of the first token behind the prompt."""
+        return int(self.place.max()) + 1
 
 
 def as_rgb(picture: Picture, row: int) -> np.ndarray:

@@ -37,18 +37,18 @@ def shrink(of: Pass, caches: Sequence[LayerCache], choices: Choices) -> list[Lay
 
 
 def _layer(of: Pass, layer: int, cache: LayerCache, choices: Choices) -> LayerCache:
-    length, n, start = cache.length.tolist(), cache.n.tolist(), cache.stream.start.tolist()
+    length, n, visible = cache.length.tolist(), cache.n.tolist(), cache.stream.visual
     counts = [keep_count(n[row], ratio) if n[row] else 0 for row, (_, ratio) in enumerate(choices)]
     due = [row for row, (method, _) in enumerate(choices) if method is not None and counts[row] < n[row]]
     if not due:
         return cache
     keys, values = cache.keys.clone(), cache.values.clone()
     new_length, new_n = cache.length.clone(), cache.n.clone()
-    shared = groups([(choices[r][0], counts[r], length[r], start[r], n[r]) for r in due])
-    for (method, count, s, first, many), members in shared:
+    stand = {r: visible[r].cpu().numpy().tobytes() for r in due}
+    shared = groups([(choices[r][0], counts[r], length[r], n[r], stand[r]) for r in due])
+    for (method, count, s, many, _), members in shared:
         rows = torch.tensor([due[m] for m in members], device=keys.device)
-        visual = torch.zeros(s, dtype=torch.bool, device=keys.device)
-        visual[first : first + many] = True
+        visual = visible[rows[0], :s]
         signals = _signals(of, method, cache, layer, rows)
         seeds = torch.tensor([of.rows[r].seed for r in rows.tolist()], device=keys.device)
         view = KVCache(cache.keys[rows, :, :s], cache.values[rows, :, :s], visual, seeds, signals, layer)

@@ -74,6 +74,11 @@ class Ledger:
         """FLOPs of matrix products and convolutions, evaluation left out."""
         return sum(flops for stage, _, flops, kind in self.entries if kind == "matrix" and stage not in EVALUATION)
 
+    def take(self, other: Ledger, times: int = 1) -> None:
+        """Adds all entries of another ledger, several times over."""
+        for (stage, what, kind), flops in other._flops.items():
+            self.add(stage, what, flops * times, kind)
+
     def copy(self) -> Ledger:
         """An independent copy."""
         other = Ledger()
@@ -98,7 +103,7 @@ def method_flops(method: Compressor, shape: HostShape, stage: str, n: int, count
     """A method's own matrix FLOPs in one call on one row (at `decode`: on one layer with `text` other entries)."""
     vit, decoder = shape.vit, shape.decoder
     projected = stage == "prefill" or (stage == "projector" and getattr(method, "hook", "after") == "after")
-    dim = decoder.head_dim if stage == "decode" else decoder.dim if projected else vit.dim
+    dim = decoder.head_dim if stage == "decode" else decoder.dim if projected else vit.dim * vit.merge
     return method.flops(n, count, dim, key_dim=vit.dim // vit.heads, heads=decoder.kv_heads, text=text)
 
 
@@ -107,9 +112,11 @@ def vit_mlp(shape: ViTShape, n: int) -> int:
     return (6 if shape.gated else 4) * n * shape.dim * shape.mlp
 
 
-def vit_other(shape: ViTShape, n: int, n_mlp: int) -> int:
-    """Estimate for one vision block: softmax 5 h n^2, norm and residual 6 n d; 6 d + 8 m on each of n_mlp rows."""
-    return 5 * shape.heads * n * n + 6 * n * shape.dim + n_mlp * (6 * shape.dim + 8 * shape.mlp)
+def vit_other(shape: ViTShape, n: int, n_mlp: int, window: int | None = None) -> int:
+    """Estimate for one vision block: softmax 5 h n^2 (5 h n w in windows of w rows), norm and residual 6 n d; 6 d + 8 m
+    on each of n_mlp rows."""
+    reach = n if window is None else min(window, n)
+    return 5 * shape.heads * n * reach + 6 * n * shape.dim + n_mlp * (6 * shape.dim + 8 * shape.mlp)
 
 
 def decoder_other(shape: DecoderShape, n: int, cached: int = 0) -> int:
@@ -119,28 +126,29 @@ def decoder_other(shape: DecoderShape, n: int, cached: int = 0) -> int:
 
 
 def charge_embed(ledger: Ledger, shape: HostShape, n: int) -> None:
-    """Patch embedding of n patches."""
-    ledger.add("encoder", "patch embedding", patch_embed(shape.vit, n))
+    """Patch embedding of n tokens."""
+    ledger.add("encoder", "patch embedding", patch_embed(shape.vit, n * shape.vit.merge))
 
 
-def charge_attention(ledger: Ledger, shape: HostShape, n: int) -> None:
-    """The attention half of a vision block on n patches (CLS comes on top)."""
-    m = n + int(shape.vit.cls)
-    ledger.add("encoder", "blocks", vit_block(shape.vit, m) - vit_mlp(shape.vit, m))
-    ledger.add("encoder", "blocks", vit_other(shape.vit, m, 0), "other")
+def charge_attention(ledger: Ledger, shape: HostShape, n: int, block: int) -> None:
+    """The attention half of a vision block on n tokens (CLS comes on top)."""
+    m, window = shape.vit.rows(n), shape.vit.reach(block)
+    ledger.add("encoder", "blocks", vit_block(shape.vit, m, window) - vit_mlp(shape.vit, m))
+    ledger.add("encoder", "blocks", vit_other(shape.vit, m, 0, window), "other")
 
 
 def charge_mlp(ledger: Ledger, shape: HostShape, n: int) -> None:
-    """The MLP half of a vision block on n patches."""
-    m = n + int(shape.vit.cls)
+    """The MLP half of a vision block on n tokens."""
+    m = shape.vit.rows(n)
     ledger.add("encoder", "blocks", vit_mlp(shape.vit, m))
     ledger.add("encoder", "blocks", vit_other(shape.vit, 0, m), "other")
 
 
 def charge_project(ledger: Ledger, shape: HostShape, n: int) -> None:
-    """The projector on n rows."""
-    ledger.add("projector", "projector", projector(shape, n))
-    ledger.add("projector", "projector", 8 * n * shape.projector[1], "other")
+    """The projector on n rows, and those of the levels that ride along."""
+    times = n * (1 + shape.deepstack)
+    ledger.add("projector", "projector", projector(shape, times))
+    ledger.add("projector", "projector", 8 * times * shape.projector[1], "other")
 
 
 def query_rows_of(kinds: Sequence[str], m: int, cls: bool) -> int:
@@ -187,10 +195,10 @@ def charge_tower(
     method: Compressor | None,
     sites: Mapping[int, int],
 ) -> None:
-    """The tower but block 0's attention, and the method's own work; counts: patches entering and leaving each block."""
+    """The tower but block 0's attention, and the method's own work; counts: tokens entering and leaving each block."""
     for block, (entering, leaving) in enumerate(counts):
         if block:
-            charge_attention(ledger, shape, entering)
+            charge_attention(ledger, shape, entering, block)
         charge_mlp(ledger, shape, leaving)
         if sites.get(block, entering) < entering:
             ledger.add("encoder", method.name, method_flops(method, shape, "encoder", entering, sites[block]))

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoConfig
 
-from foveate.models import FAMILIES
 from foveate.models.errors import UnsupportedModel
-from foveate.models.llava import LlavaHost, check_config
+from foveate.models.families import FAMILIES, family
+from foveate.models.host import Host
+from foveate.models.processors import load_processor
 from foveate.models.reference import WEIGHTS
 from foveate.models.text_tower import FOLDER, TextTower
 
 
-def load(model: str | Path, dtype: str, device: str) -> LlavaHost:
+def load(model: str | Path, dtype: str, device: str) -> Host:
     """See `foveate.models.load_host`."""
     path = WEIGHTS if str(model) == "reference" else Path(model)
     kind = getattr(torch, dtype, None)
@@ -35,10 +36,12 @@ def load(model: str | Path, dtype: str, device: str) -> LlavaHost:
     if config.model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise UnsupportedModel(f"{source}: model type {config.model_type!r} has no host here; known: {known}")
-    check_config(config, source)
+    kind_of = family(config.model_type)
+    kind_of.check(config, source)
     try:
-        loaded, info = LlavaForConditionalGeneration.from_pretrained(source, dtype=kind, output_loading_info=True)
-        processor = AutoProcessor.from_pretrained(source)
+        model_class = kind_of.model_class_of(config)
+        loaded, info = model_class.from_pretrained(source, dtype=kind, output_loading_info=True)
+        processor = load_processor(source, config)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UnsupportedModel(f"{source}: cannot be loaded: {_line(error)}") from error
     missing = sorted(info["missing_keys"])
@@ -47,7 +50,7 @@ def load(model: str | Path, dtype: str, device: str) -> LlavaHost:
     place = torch.device(device)
     tower = TextTower.load(path / FOLDER, processor.tokenizer, kind, place) if local else None
     raw = json.loads((path / "config.json").read_text()) if local else None
-    return LlavaHost(loaded.to(place), processor, tower, str(model), raw)
+    return kind_of(loaded.to(place), processor, tower, str(model), raw)
 
 
 def _line(error: Exception) -> str:

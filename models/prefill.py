@@ -24,12 +24,12 @@ class Cut:
 
 @dataclass(frozen=True)
 class Slots:
-    """What some rows' visual blocks become: x (b, k, D), size, position and place (b, k), or a renumbered row."""
+    """What some rows' visual entries become: x (b, k, D), extra (b, k, L, D) or None, and what rides along."""
 
     rows: Tensor
     x: Tensor
+    extra: Tensor | None
     riders: Riders
-    renumber: bool
 
 
 Signals = Callable[["Prefill", Reducer, Tensor, int], dict[str, Tensor]]
@@ -130,54 +130,70 @@ class Prefill:
         self, compressor: Reducer, rows: Tensor, site: int, count: int, signals: dict[str, Tensor]
     ) -> list[Slots]:
         first = int(rows[0])
-        s, n, index = self.stream, int(self.stream.n[first]), visual_index(self.stream, rows)
-        x = s.x[rows[:, None], index]
-        part = {name: getattr(s, name)[rows[:, None], index] for name in ("size", "position", "place")}
-        part["rank"] = torch.arange(n, device=rows.device).expand_as(index)
-        riders = Riders(**part, seed=self.seeds[rows], span=s.n[rows], grid=self.grids[first], whole=self.whole[first])
-        check_grid(compressor, riders.whole, riders.grid, n)
-        slots = []
-        for at, reduction in decide(compressor, riders.tokens(x, signals, site), count):
+        s, index = self.stream, visual_index(self.stream, rows)
+        at = (rows[:, None], index)
+        riders = Riders(
+            **{name: getattr(s, name)[at] for name in ("size", "position", "place")},
+            origin=s.entry[at],
+            rank=torch.arange(index.shape[1], device=rows.device).expand_as(index),
+            seed=self.seeds[rows],
+            grid=self.grids[first],
+            whole=self.whole[first],
+        )
+        check_grid(compressor, riders.whole, riders.grid, riders.n)
+        x, extra, slots = s.x[at], None if s.extra is None else s.extra[at], []
+        for part, reduction in decide(compressor, riders.tokens(x, signals, site), count):
             reduction = in_order(reduction)  # at every site: in a causal model the order is part of the meaning
-            kept = carried(riders.at(at), reduction, compressor.positions)
-            slots.append(Slots(rows[at], apply(reduction, x[at]), kept, compressor.positions == "renumber"))
-            for number, row in enumerate(rows[at].tolist()):
+            kept = carried(riders.at(part), reduction, compressor.positions)
+            levels = None if extra is None else apply(reduction, extra[part].flatten(2)).unflatten(2, extra.shape[2:])
+            slots.append(Slots(rows[part], apply(reduction, x[part]), levels, kept))
+            for number, row in enumerate(rows[part].tolist()):
                 self.history[row].append((self.layer, rows_of(reduction, torch.tensor([number], device=rows.device))))
                 self.grids[row], self.whole[row] = kept.grid, kept.whole
         return slots
 
     def _rebuild(self, made: Sequence[Slots]) -> None:
-        """The stream with visual blocks replaced by slots, rows closed up and padded on the right again."""
+        """The stream with visual entries replaced by slots, in the order of entries, padded on the right again."""
         s = self.stream
-        b, width, dim = s.x.shape
+        b, width = s.entry.shape
         most = max(m.x.shape[1] for m in made)
-        x = s.x.new_zeros(b, most, dim)
-        riders = {name: getattr(s, name).new_zeros(b, most) for name in ("size", "position", "place")}
-        n, renumber = s.n.clone(), torch.zeros(b, dtype=torch.bool, device=s.x.device)
-        cut = torch.zeros_like(renumber)
+        fresh = {name: s_of.new_zeros(b, most, *s_of.shape[2:]) for name, s_of in _carried(s)}
+        gone = torch.iinfo(torch.int64).max  # sorts last
+        entry = s.entry.new_full((b, most), gone)
+        cut, renumber = (torch.zeros(b, dtype=torch.bool, device=s.x.device) for _ in range(2))
         for m in made:
             k = m.x.shape[1]
-            x[m.rows, :k] = m.x
-            for name, value in riders.items():
-                value[m.rows, :k] = getattr(m.riders, name)
-            n[m.rows], cut[m.rows], renumber[m.rows] = k, True, m.renumber
-        length = s.length - s.n + n
-        at = torch.arange(int(length.max()), device=s.x.device)[None]
-        start, old, new = s.start[:, None], s.n[:, None], n[:, None]
-        moved = torch.where(at < start, at, torch.where(at < start + new, width + at - start, at - new + old))
-        index = torch.where(cut[:, None], moved, at).masked_fill(at >= length[:, None], 0)
-        joined = {name: torch.cat([getattr(s, name), value], 1).gather(1, index) for name, value in riders.items()}
-        joined["place"] = torch.where(renumber[:, None], at, joined["place"])
+            values = {"x": m.x, "extra": m.extra, "visual": True}
+            for name, value in fresh.items():
+                value[m.rows, :k] = values[name] if name in values else getattr(m.riders, name)
+            entry[m.rows, :k], cut[m.rows], renumber[m.rows] = m.riders.origin, True, m.riders.renumber
+        behind = torch.arange(width, device=s.x.device)[None] >= s.length[:, None]
+        old = s.entry.masked_fill(behind | (s.visual & cut[:, None]), gone)
+        everything = torch.cat([old, entry], dim=1)
+        length = (everything < gone).sum(dim=1)
+        order = everything.argsort(dim=1, stable=True)[:, : int(length.max())]
+        line = torch.arange(order.shape[1], device=order.device)[None]
+        joined = {name: _at(torch.cat([getattr(s, name), value], 1), order) for name, value in fresh.items()}
+        joined["visual"] &= line < length[:, None]
+        joined["place"] = torch.where(renumber[:, None, None], line[..., None], joined["place"])
+        next_place = torch.where(renumber, length, s.next_place)
+        entry = _at(everything, order)
         self.stream = Stream(
-            x=torch.cat([s.x, x], 1).gather(1, index[..., None].expand(-1, -1, dim)),
-            length=length,
-            next_place=torch.where(renumber, length, s.next_place),
-            start=s.start,
-            n=n,
-            **joined,
+            length=length, next_place=next_place, entry=entry, extra=joined.pop("extra", None), **joined
         )
+
+
+def _carried(s: Stream) -> list[tuple[str, Tensor]]:
+    """The parts of a stream that follow its entries, but `entry` itself."""
+    names = ("x", "place", "visual", "size", "position", "extra")
+    return [(name, getattr(s, name)) for name in names if getattr(s, name) is not None]
+
+
+def _at(value: Tensor, index: Tensor) -> Tensor:
+    """(B, S, ...) values at indices (B, K)."""
+    return value[torch.arange(len(index), device=index.device)[:, None], index]
 
 
 def visual_index(stream: Stream, rows: Tensor) -> Tensor:
     """(b, n) indices of the visual entries of rows with equal n."""
-    return stream.start[rows][:, None] + torch.arange(int(stream.n[rows[0]]), device=rows.device)
+    return stream.visual[rows].nonzero()[:, 1].view(len(rows), -1)

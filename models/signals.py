@@ -8,14 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from foveate.compressors.base import Compressor
+from foveate.compressors.base import Compressor, Grid
 from foveate.compressors.signals import FEATURE_LAYER, Signal
 from foveate.models.decoder import Decoder, LayerCache, Stream
 from foveate.models.ledger import query_rows_of
 from foveate.models.prefill import Prefill, visual_index
-from foveate.models.vit import BlockInput, VisionTower
+from foveate.models.tower import BlockInput, Tower
 
 ATTENTION_KINDS = ("cls_attention", "received_attention", "keys")
 
@@ -30,34 +29,46 @@ def by_layer(compressor: Compressor, depth: int, now: int, kinds: Sequence[str])
 
 
 def tower_attention(
-    tower: VisionTower, layer: int, kept: BlockInput, kinds: Sequence[str]
+    tower: Tower, layer: int, kept: BlockInput, kinds: Sequence[str], grid: Grid
 ) -> tuple[Tensor | None, Tensor]:
     """Queries (those that the kinds need) and keys (b, H, ., e) of a block, from its input."""
-    block = tower.layers[layer]
-    normed = block.layer_norm1(kept.x)
-    rows = query_rows_of(kinds, normed.shape[1], tower.has_cls)
-    q = tower.split(block.self_attn.q_proj(normed[:, :rows])) if rows else None
-    return q, tower.split(block.self_attn.k_proj(normed))
+    rows = query_rows_of(kinds, kept.x.shape[1], tower.has_cls)
+    return tower.queries_keys(layer, kept.x, rows, grid)
 
 
-def tower_signal(tower: VisionTower, kind: str, q: Tensor | None, k: Tensor, bias: Tensor | None) -> Tensor:
-    """One signal over all rows of a block, CLS included; shapes as in `compressors.signals.SHAPES`.
+def tower_signal(
+    tower: Tower, kind: str, layer: int, q: Tensor | None, k: Tensor, bias: Tensor | None, grid: Grid
+) -> tuple[Tensor, Tensor]:
+    """One signal of a block: its CLS entry (empty without CLS) and its tokens; shapes as in `compressors.signals`.
 
     A tower without CLS gives the attention received, as one head, for CLS attention.
 
     Args:
-        tower: for the scale of its logits.
+        tower: whose.
         kind: "keys", "cls_attention" or "received_attention".
+        layer: the block.
         q: (b, H, ., e) queries, CLS first.
-        k: (b, H, m, e) keys.
-        bias: (b, m) added to the logits, or None.
+        k: (b, H, c + m, e) keys.
+        bias: (b, c + m) added to the logits, or None.
+        grid: of the views' tokens when nothing is compressed.
     """
+    cls, patches = without_cls(kind, _of_patches(tower, kind, layer, q, k, bias, grid), tower.first)
+    return cls, patches if tower.merge == 1 else tower.folded(kind, patches, grid)
+
+
+def _of_patches(
+    tower: Tower, kind: str, layer: int, q: Tensor | None, k: Tensor, bias: Tensor | None, grid: Grid
+) -> Tensor:
+    """One signal over all rows of a block, CLS included."""
     if kind == "keys":
         return k.mean(dim=1)
     by_cls = kind == "cls_attention" and tower.has_cls
-    logits = ((q[:, :, :1] if by_cls else q) @ k.transpose(-1, -2)).float() * tower.layers[0].self_attn.scale
+    logits = ((q[:, :, :1] if by_cls else q) @ k.transpose(-1, -2)).float() * tower.scale
     if bias is not None:
         logits = logits + bias[:, None, None, :]
+    windows = tower.windows(layer, grid)
+    if windows is not None:
+        logits = logits.masked_fill(windows[: logits.shape[2], None] != windows[None], float("-inf"))
     attention = logits.softmax(-1)
     if by_cls:
         return attention[:, :, 0]
@@ -81,16 +92,11 @@ def last_query(decoder: Decoder, stream: Stream, cache: LayerCache | None, layer
         layer: which layer.
         rows: (b,) rows with equal n.
     """
-    block = decoder.layers[layer]
-    part = block.self_attn
     last = stream.length[rows] - 1
-    normed = block.input_layernorm(stream.x[rows, last])[:, None]
-    q = rotated(decoder, part.q_proj(normed), stream.place[rows, last][:, None])
-    if cache is None:
-        k = rotated(decoder, part.k_proj(block.input_layernorm(stream.x[rows])), stream.place[rows])
-    else:
-        k = cache.keys[rows]
-    logits = (q.unflatten(1, (decoder.kv_heads, -1))[:, :, :, 0] @ k.transpose(-1, -2)).float() * part.scaling
+    q = decoder.rotated(layer, stream.x[rows, last][:, None], stream.place[rows, last][:, None], "q")
+    k = decoder.rotated(layer, stream.x[rows], stream.place[rows], "k") if cache is None else cache.keys[rows]
+    logits = (q.unflatten(1, (decoder.kv_heads, -1))[:, :, :, 0] @ k.transpose(-1, -2)).float()
+    logits = logits * decoder.layers[layer].self_attn.scaling
     padding = torch.arange(k.shape[2], device=k.device)[None] >= stream.length[rows][:, None]
     attention = logits.flatten(1, 2).masked_fill(padding[:, None], float("-inf")).softmax(-1)
     index = visual_index(stream, rows)
@@ -105,6 +111,8 @@ def last_state_attention(prefill: Prefill, row: int) -> np.ndarray:
     decoder, cache, last = prefill.decoder, prefill.caches[0], prefill.entries[row][0] - 1
     block = decoder.layers[0]
     q = read(cache.stream.x[row, last], block.input_layernorm, block.self_attn.q_proj).reshape(decoder.heads, -1)
+    if (norm := getattr(block.self_attn, "q_norm", None)) is not None:
+        q = q * numbers(norm.weight.detach()) / np.sqrt(np.vecdot(q, q) / q.shape[1] + norm.variance_epsilon)[:, None]
     half = q.shape[1] // 2
     cos, sin = (numbers(part)[row, last] for part in prefill.rotation)
     q = q * cos + np.concatenate([-q[:, half:], q[:, :half]], axis=1) * sin
@@ -134,13 +142,6 @@ def numbers(x: Tensor) -> np.ndarray:
     return x.float().cpu().numpy()
 
 
-def rotated(decoder: Decoder, projected: Tensor, place: Tensor) -> Tensor:
-    """(b, S, heads * e) -> (b, heads, S, e), rotated to places (b, S)."""
-    split = projected.unflatten(-1, (-1, decoder.head_dim)).transpose(1, 2)
-    cos, sin = decoder.rotation(projected, place)
-    return apply_rotary_pos_emb(split, split, cos, sin)[0]
-
-
 def accumulated_attention(decoder: Decoder, cache: LayerCache, layer: int, rows: Tensor, chunk: int = 256) -> Tensor:
     """Attention that each cached key received from all prompt queries and its group's heads: (b, K, S) float32.
 
@@ -153,13 +154,12 @@ def accumulated_attention(decoder: Decoder, cache: LayerCache, layer: int, rows:
     """
     s = int(cache.length[rows[0]])
     x, place = cache.stream.x[rows, :s], cache.stream.place[rows, :s]
-    block = decoder.layers[layer]
-    q = rotated(decoder, block.self_attn.q_proj(block.input_layernorm(x)), place).unflatten(1, (decoder.kv_heads, -1))
+    q = decoder.rotated(layer, x, place, "q").unflatten(1, (decoder.kv_heads, -1))
     k = cache.keys[rows, :, None, :s].transpose(-1, -2)
     out = torch.zeros(len(rows), decoder.kv_heads, s, device=x.device)
     index = torch.arange(s, device=x.device)
     for first in range(0, s, chunk):
-        logits = (q[:, :, :, first : first + chunk] @ k).float() * block.self_attn.scaling
+        logits = (q[:, :, :, first : first + chunk] @ k).float() * decoder.layers[layer].self_attn.scaling
         ahead = index[None] > index[first : first + chunk, None]
         out += logits.masked_fill(ahead, float("-inf")).softmax(-1).sum(dim=(2, 3))
     return out

@@ -94,6 +94,11 @@ class Tower(ABC):
         """Rows of the sequence before the first patch."""
         return int(self.has_cls)
 
+    @property
+    def hands_cls(self) -> bool:
+        """What follows the tower may have its CLS: one that stands beside patches, not beside units."""
+        return self.has_cls and self.merge == 1
+
     @abstractmethod
     def embed(self, pixels: Tensor, grid: Grid) -> Tensor:
         """Views of equal grid, (B, 3, H, W) normalised -> (B, c + m, C), the input of block 0."""
@@ -124,7 +129,7 @@ class Tower(ABC):
         return None
 
     def tokens(self, x: Tensor, grid: Grid) -> Tensor:
-        """(b, m, C) behind the last block -> (b, n, merge * C) what leaves the tower (also used for a look at block 0)."""
+        """(b, m, C) behind the last block -> (b, n, merge * C) what leaves the tower; a look at block 0 uses it too."""
         return x
 
     def extra(self, group: EncoderGroup) -> Tensor | None:

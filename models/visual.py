@@ -23,31 +23,35 @@ from foveate.models.errors import CountMismatch, HostError
 
 @dataclass(frozen=True)
 class VisualState:
-    """One row's visual tokens at a stop.
+    """One view's visual tokens at a stop.
 
     Attributes:
         x: (n, D) features.
         size: (n,) float32, original tokens that each stands for.
         position: (n,) int64 flat index into `grid`; -1 = CLS or a summary.
-        place: (n,) int64 position id in the decoder, counted from the first visual token of the uncompressed prompt.
-        span: position ids that the picture takes in the prompt; the text behind it starts there.
+        origin: (n,) int64 index of the token, among those of the uncompressed view, whose place each takes.
+        place: (n, P) int64 position ids in the decoder, counted from those of the view's first token.
         grid: (T, H, W) that `position` refers to.
         whole: the tokens are that grid, complete and in order.
         stage: after which stage.
         cls: (D,) the encoder's CLS, where it is still at hand.
         cls_stays: CLS is part of what the decoder reads ("full" feature selection); protected, never counted.
+        renumber: a method wants the prompt's position ids without gaps.
+        extra: (n, L, D) features that ride along to the decoder's first L layers, or None.
     """
 
     x: Tensor
     size: Tensor
     position: Tensor
+    origin: Tensor
     place: Tensor
-    span: int
     grid: Grid
     whole: bool = True
     stage: str = "input"
     cls: Tensor | None = None
     cls_stays: bool = False
+    renumber: bool = False
+    extra: Tensor | None = None
 
     @property
     def n(self) -> int:
@@ -57,29 +61,33 @@ class VisualState:
 
 @dataclass(frozen=True)
 class Riders:
-    """What rides along with a group of rows with equal n: all of `Tokens` but features and signals, and the places.
+    """What rides along with a group of views (rows, in the decoder) with equal n: `Tokens` without features and
+    signals, and where the tokens stand.
 
     Attributes:
-        size, position, place: (b, n) as in `VisualState`.
+        size, position: (b, n) as in `VisualState`.
+        origin: (b, n) as there; in the decoder: the entry of the uncompressed prompt whose place each takes.
+        place: (b, n, P) as there; in the decoder: position ids as they are.
         rank: (b, n) int64 index at the stage's entry of the token whose place this one takes; what has none ranks last.
         seed: (b,) int64.
-        span: (b,) position ids of each row's picture.
         grid: shared by the group.
         whole: the tokens are the grid.
+        renumber: what has acted wants position ids without gaps.
     """
 
     size: Tensor
     position: Tensor
+    origin: Tensor
     place: Tensor
     rank: Tensor
     seed: Tensor
-    span: Tensor
     grid: Grid
     whole: bool = True
+    renumber: bool = False
 
     @property
     def n(self) -> int:
-        """Number of tokens in each row."""
+        """Number of tokens in each view."""
         return self.size.shape[1]
 
     def tokens(self, x: Tensor, signals: dict[str, Tensor], site: int = 0) -> Tokens:
@@ -87,8 +95,8 @@ class Riders:
         return Tokens(x, self.size, self.position, self.grid, self.seed, signals, site)
 
     def at(self, rows: Tensor) -> Riders:
-        """Some of the rows."""
-        names = ("size", "position", "place", "rank", "seed", "span")
+        """Some of the views."""
+        names = ("size", "position", "origin", "place", "rank", "seed")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
 
@@ -165,44 +173,58 @@ def _first_slots(r: Reduction, k: int) -> Reduction:
 
 
 def carried(riders: Riders, r: Reduction, positions: str) -> Riders:
-    """Sizes, positions, places and ranks of the slots, in the order of the slots.
+    """Sizes, positions, origins, places and ranks of the slots, in the order of the slots.
+
+    A slot takes its anchor's origin; one without an anchor the last one. Where the decoder rotates by three
+    coordinates, a selection keeps its places even under a policy that renumbers.
 
     Args:
         riders: of the tokens before.
-        r: from `decide`, for the same rows.
-        positions: the method's policy. "mean": a slot's place is the mean of its tokens' places, truncated; else it is
-            its anchor's (`leaving` numbers anew where the method wants that).
+        r: from `decide`, for the same views.
+        positions: the method's policy. "mean": a slot's place is the mean of its tokens' places, truncated, in each
+            coordinate; else it is its anchor's, until the prompt is numbered anew where the policy is "renumber".
     """
     lost = r.anchor < 0
     anchor = r.anchor.clamp(min=0)
     size = apply_size(r, riders.size)
-    index = torch.arange(r.anchor.shape[1], device=anchor.device).expand_as(anchor)
+    last = riders.origin.argmax(dim=1, keepdim=True)
+    source = torch.where(lost, last, anchor)
     if positions == "mean":
         number = apply_size(r, torch.ones_like(riders.size)).clamp(min=1e-6)
-        place = (apply_size(r, riders.place.float()) / number + 1e-4).long()  # 1e-4: 2.9999998 is a 3
+        sums = [apply_size(r, axis) for axis in riders.place.float().unbind(-1)]
+        place = torch.stack([(total / number + 1e-4).long() for total in sums], dim=-1)  # 1e-4: 2.9999998 is a 3
     else:
-        last = riders.place.max(dim=1, keepdim=True).values
-        place = torch.where(lost, last, riders.place.gather(1, anchor))
+        place = of_slots(riders.place, source)
     rank = riders.rank.gather(1, anchor).masked_fill(lost, torch.iinfo(torch.int64).max)
-    position = apply_position(r, riders.position)
+    chosen = r.into is None and riders.place.shape[-1] > 1
+    made = replace(
+        riders,
+        size=size,
+        position=apply_position(r, riders.position),
+        origin=riders.origin.gather(1, source),
+        place=place,
+        rank=rank,
+        whole=False,
+        renumber=riders.renumber or (positions == "renumber" and not chosen),
+    )
     if r.grid_out is None:
-        return replace(riders, size=size, position=position, place=place, rank=rank, whole=False)
-    return replace(riders, size=size, position=index, place=place, rank=rank, grid=r.grid_out, whole=True)
+        return made
+    index = torch.arange(r.anchor.shape[1], device=anchor.device).expand_as(anchor)
+    return replace(made, position=index, grid=r.grid_out, whole=True)
 
 
-def leaving(riders: Riders, positions: str) -> tuple[Riders, Reduction]:
-    """The tokens in the order of their ranks, as they leave a stage, and that order as a selection.
+def of_slots(value: Tensor, index: Tensor) -> Tensor:
+    """(b, n, P) values at (b, k) indices: (b, k, P)."""
+    return value.gather(1, index[..., None].expand(-1, -1, value.shape[-1]))
 
-    Where the method renumbers, places are counted from 0 and the span is their number.
-    """
+
+def leaving(riders: Riders) -> tuple[Riders, Reduction]:
+    """The tokens in the order of their ranks, as they leave a stage, and that order as a selection."""
     order = Reduction(riders.rank.argsort(dim=-1, stable=True))
-    names = ("size", "position", "place", "rank")
-    sorted_ = {name: getattr(riders, name).gather(1, order.anchor) for name in names}
+    sorted_ = {name: getattr(riders, name).gather(1, order.anchor) for name in ("size", "position", "origin", "rank")}
+    sorted_["place"] = of_slots(riders.place, order.anchor)
     if riders.whole:  # a grid has been put in order by the method
         sorted_["position"] = riders.position
-    if positions == "renumber":
-        sorted_["place"] = torch.arange(riders.n, device=order.anchor.device).expand_as(order.anchor)
-        return replace(riders, **sorted_, span=torch.full_like(riders.span, riders.n)), order
     return replace(riders, **sorted_), order
 
 
@@ -228,14 +250,11 @@ def stack(states: Sequence[VisualState], seeds: Sequence[int]) -> tuple[Tensor, 
     """(b, n, D) features and the riders of states with equal n and grid."""
     x = torch.stack([s.x for s in states])
     first = states[0]
-    rank = torch.arange(first.n, device=x.device).expand(len(states), -1)
+    names = ("size", "position", "origin", "place")
     riders = Riders(
-        rank=rank,
-        size=torch.stack([s.size for s in states]),
-        position=torch.stack([s.position for s in states]),
-        place=torch.stack([s.place for s in states]),
+        **{name: torch.stack([getattr(s, name) for s in states]) for name in names},
+        rank=torch.arange(first.n, device=x.device).expand(len(states), -1),
         seed=torch.tensor(seeds, device=x.device),
-        span=torch.tensor([s.span for s in states], device=x.device),
         grid=first.grid,
         whole=first.whole,
     )
@@ -243,19 +262,19 @@ def stack(states: Sequence[VisualState], seeds: Sequence[int]) -> tuple[Tensor, 
 
 
 def unstack(x: Tensor, riders: Riders, stage: str, like: Sequence[VisualState]) -> list[VisualState]:
-    """The inverse of `stack`; CLS is taken over from `like`."""
-    spans = riders.span.tolist()
+    """The inverse of `stack`; what a stage does not touch is taken over from `like`."""
     return [
         replace(
             old,
             x=x[i],
             size=riders.size[i],
             position=riders.position[i],
+            origin=riders.origin[i],
             place=riders.place[i],
-            span=spans[i],
             grid=riders.grid,
             whole=riders.whole,
             stage=stage,
+            renumber=old.renumber or riders.renumber,
         )
         for i, old in enumerate(like)
     ]

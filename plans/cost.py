@@ -31,8 +31,11 @@ class ViTShape:
         channels: colour channels.
         cls: whether a CLS row rides along in every block.
         gated: whether the MLP has three matrices instead of two.
+        merge: patches of one token behind the tower.
+        window: patches in an attention window; 0 = every block sees all.
+        full_blocks: blocks that see all where others have windows.
     Raises:
-        ValueError: a size below 1.
+        ValueError: a size below 1, or a window below 0.
     """
 
     dim: int
@@ -43,9 +46,27 @@ class ViTShape:
     channels: int = 3
     cls: bool = True
     gated: bool = False
+    merge: int = 1
+    window: int = 0
+    full_blocks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_sizes(self, except_for=("cls", "gated"))
+        _check_sizes(self, except_for=("cls", "gated", "window", "full_blocks"))
+        if self.window < 0:
+            raise ValueError(f"ViTShape: window = {self.window} is below 0")
+
+    @property
+    def hands_cls(self) -> bool:
+        """What follows the tower may have its CLS: one that stands beside patches, not beside units of them."""
+        return self.cls and self.merge == 1
+
+    def rows(self, tokens: int) -> int:
+        """Rows of a block's sequence for so many tokens."""
+        return tokens * self.merge + int(self.cls)
+
+    def reach(self, block: int) -> int | None:
+        """Keys that a query of a block sees at most; None = all."""
+        return None if not self.window or block in self.full_blocks else self.window
 
     @property
     def query_width(self) -> int:
@@ -107,12 +128,15 @@ class HostShape:
         projector: widths of the MLP between them, from the tower's to the decoder's, such as (96, 192, 192).
         decoder: its language model.
         bytes_per_value: bytes of one KV value, such as 2 for 16-bit floats.
+        deepstack: levels of the tower that go through projectors of their own and are added in the decoder's first
+            layers.
     """
 
     vit: ViTShape
     projector: tuple[int, ...]
     decoder: DecoderShape
     bytes_per_value: int
+    deepstack: int = 0
 
 
 def _check_sizes(shape: ViTShape | DecoderShape, except_for: tuple[str, ...] = ()) -> None:

@@ -132,13 +132,20 @@ def picture(seed, height=PIXELS, width=PIXELS):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+def sides(row):
+    """Token ids of a row's text before and behind its picture."""
+    return row.ids[row.text[row.text < row.first[0]]].tolist(), row.ids[row.text[row.text > row.first[0]]].tolist()
+
+
 QUESTIONS = ["what is this ?", "what is the colour of this thing there ?", "left ?", "is the thing red or blue ?"]
 
 
 @pytest.fixture(scope="session")
 def tiny():
     """Builders and inputs for tests that make models of their own."""
-    return SimpleNamespace(build=build, picture=picture, questions=QUESTIONS, add_text_tower=add_text_tower)
+    return SimpleNamespace(
+        build=build, picture=picture, questions=QUESTIONS, add_text_tower=add_text_tower, sides=sides
+    )
 
 
 @pytest.fixture(scope="session")

@@ -31,16 +31,17 @@ class Evict(KVReducer):
 
 
 @torch.no_grad()
-def hidden_from_answers(folder, row, answer):
+def hidden_from_answers(folder, row, start, answer):
     """Log-probability of an answer whose tokens cannot see the evicted entries, head by head; nothing is cached."""
     model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager")
     lm = model.model.language_model
-    ids = [*row.before, *[4] * 16, *row.after]
+    ids = row.ids.tolist()
     whole = torch.tensor([[*ids, *answer]])
     processor = AutoProcessor.from_pretrained(folder)
-    pixels = processor.image_processor([row.picture], do_resize=False, do_center_crop=False, return_tensors="pt")
+    pixels = processor.image_processor(
+        [row.views[0].pixels], do_resize=False, do_center_crop=False, return_tensors="pt"
+    )
     embeds = model.get_input_embeddings()(whole)
-    start = len(row.before)
     embeds[0, start : start + 16] = model.model.get_image_features(
         pixels["pixel_values"], return_dict=True
     ).pooler_output[0]
@@ -65,10 +66,10 @@ def test_eviction_equals_hiding_the_entries_from_the_answer(folders, host, tiny)
     scores = p.score([[a] for a in answers])
     for row in range(2):
         ids = host.inputs.answer_ids(p.rows[row], answers[row])
-        wanted = hidden_from_answers(folders(text_tower=True), p.rows[row], ids)
+        wanted = hidden_from_answers(folders(text_tower=True), p.rows[row], p.rows[row].first[0], ids)
         assert scores[row].logprob[0] == pytest.approx(wanted, abs=1e-4)
     assert p.counts["decode"] == [4, 4]
-    assert p.cached[0] == [p.n_text[0] + 4] * 4
+    assert p.cached[0] == [p.shapes[0].n_text + 4] * 4
 
 
 def test_generation_after_eviction_agrees_with_the_scores_of_its_own_answer(host, tiny):

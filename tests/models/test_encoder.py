@@ -37,7 +37,7 @@ class Dropper(Reducer):
 
 
 def pixels(host, p):
-    return host.pixels([row.picture for row in p.rows], host.grid)
+    return host.pixels([row.views[0] for row in p.rows])
 
 
 @pytest.mark.parametrize("settings", [{"tower": "clip"}, {"tower": "siglip"}], ids=str)
@@ -57,20 +57,20 @@ def test_dropping_inside_a_block_equals_dropping_between_the_models_own_blocks(h
     for row in range(2):
         assert torch.allclose(p.tokens[row].x, x[row, first:], atol=1e-5)
         assert p.tokens[row].position.tolist() == [2, 4, 9]
-        assert p.tokens[row].place.tolist() == [2, 4, 9]
-        assert p.tokens[row].span == 16
+        assert p.tokens[row].place.tolist() == [[2], [4], [9]]
     p.prefill()
+    assert p.opened.stream.next_place.tolist() == [len(row.ids) for row in p.rows]
     assert p.logits.isfinite().all()
 
 
 def test_renumbering_closes_the_gap_before_the_text(host, tiny):
     p = host.open([tiny.picture(0)], [tiny.questions[0]])
     p.encode(Dropper(policy="renumber"), 0.2)
-    assert (p.tokens[0].place.tolist(), p.tokens[0].span) == ([0, 1, 2], 3)
     assert p.tokens[0].position.tolist() == [2, 4, 9]
     p.peek()
     stream = p.opened.stream
-    assert stream.place[0].tolist() == list(range(int(stream.length[0])))
+    assert stream.place[0, :, 0].tolist() == list(range(int(stream.length[0])))
+    assert int(stream.next_place[0]) == int(stream.length[0]) == p.shapes[0].n_text + 3
 
 
 def test_proportional_attention_to_a_merged_pair_is_attention_to_both(host):
@@ -79,8 +79,8 @@ def test_proportional_attention_to_a_merged_pair_is_attention_to_both(host):
     x = torch.randn(1, 6, 24)
     x[:, 5] = x[:, 3]
     with torch.no_grad():
-        both, _, _ = tower.attend(1, x, None)
-        merged, _, _ = tower.attend(1, x[:, :5], torch.tensor([[1.0, 1, 1, 2, 1]]).log())
+        both, _, _ = tower.attend(1, x, None, host.grid)
+        merged, _, _ = tower.attend(1, x[:, :5], torch.tensor([[1.0, 1, 1, 2, 1]]).log(), host.grid)
     assert torch.allclose(both[:, :5], merged, atol=1e-6)
 
 
@@ -92,7 +92,8 @@ def test_tome_keeps_the_count_the_mass_and_the_order_of_places(host, tiny):
         assert state.size.sum().item() == pytest.approx(16)
         assert state.position.tolist() == sorted(state.position.tolist())
         assert len(set(state.position.tolist())) == 6
-        assert (state.place.tolist(), state.span) == (list(range(6)), 6)
+        assert state.place[:, 0].tolist() == state.origin.tolist() == sorted(state.origin.tolist())
+        assert state.renumber
     group, _ = p.traces[0]
     assert group.inputs[0].bias is None
     assert group.inputs[2].bias.shape == (3, 1 + group.counts[2][0])
@@ -179,13 +180,14 @@ def test_a_smaller_picture_is_what_the_model_makes_of_it(folders, host, tiny):
     values = host.inputs.processor.image_processor([small], do_resize=False, do_center_crop=False, return_tensors="pt")
     model = AutoModelForImageTextToText.from_pretrained(folders(text_tower=True))
     row = p.rows[0]
-    ids = torch.tensor([[*row.before, *[4] * 6, *row.after]])
+    before, after = tiny.sides(row)
+    ids = torch.tensor([[*before, *[4] * 6, *after]])
     with torch.no_grad():
         feature = model.model.vision_tower(
             values["pixel_values"], interpolate_pos_encoding=True, output_hidden_states=True
         ).hidden_states[-2][:, 1:]
         embeds = model.get_input_embeddings()(ids)
-        embeds[0, len(row.before) : len(row.before) + 6] = model.model.multi_modal_projector(feature)[0]
+        embeds[0, len(before) : len(before) + 6] = model.model.multi_modal_projector(feature)[0]
         wanted = model(inputs_embeds=embeds).logits[0, -1]
     assert torch.allclose(p.logits[0], wanted, atol=1e-5)
     assert p.counts["input"] == [6]
@@ -198,8 +200,9 @@ def test_visionzip_may_keep_cls_and_its_tokens_are_counted(host, tiny):
         assert state.n == 4
         assert state.position[0] == -1
         assert torch.equal(state.x[0], before.cls)
-        assert state.place.tolist() == [0, 1, 2, 3]
+        assert state.renumber and state.place[0].tolist() == [0]
     p.prefill()
+    assert p.opened.stream.place[1, :, 0].tolist() == list(range(p.shapes[1].n_text + 4))
     assert p.counts["prefill"] == [4, 4]
 
 
@@ -209,11 +212,11 @@ def test_a_protected_cls_is_read_but_never_counted(hosts, tiny):
     p.thin(make("outside", "stride"), 0.25)
     p.prefill()
     assert p.counts["prefill"] == [4]
-    assert p.cached[0] == [p.n_text[0] + 1 + 4] * 4
+    assert p.cached[0] == [p.shapes[0].n_text + 1 + 4] * 4
     zipped = host.open([tiny.picture(0)], [tiny.questions[0]])
     zipped.thin(make("outside", "visionzip"), 0.25)  # it was handed CLS and kept it among its four
     zipped.prefill()
-    assert zipped.cached[0] == [p.n_text[0] + 4] * 4
+    assert zipped.cached[0] == [p.shapes[0].n_text + 4] * 4
 
 
 @pytest.mark.parametrize("hook", ["before", "after"])

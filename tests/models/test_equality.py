@@ -110,9 +110,7 @@ def test_pictures_of_any_size_are_framed_as_the_processor_does(hosts, originals,
     p = hosts(tower="clip").open([image], ["left ?"])
     p.prefill()
     _, model, inputs = hf_answers(originals({"tower": "clip"}), [image], ["left ?"], 1)
-    assert np.allclose(
-        p.host.pixels([p.rows[0].picture], p.host.grid).numpy(), inputs["pixel_values"].numpy(), atol=1e-6
-    )
+    assert np.allclose(p.host.pixels(p.rows[0].views).numpy(), inputs["pixel_values"].numpy(), atol=1e-6)
     with torch.no_grad():
         assert torch.allclose(p.logits[0], model(**inputs).logits[0, -1], atol=1e-5)
 
@@ -125,7 +123,7 @@ def test_blind_rows_are_the_model_without_a_picture(hosts, originals, tiny):
     model, _ = originals({"tower": "clip"})
     row = p.rows[1]
     with torch.no_grad():
-        wanted = model(input_ids=torch.tensor([[*row.before, *row.after]])).logits[0, -1]
+        wanted = model(input_ids=torch.from_numpy(row.ids[row.text])[None]).logits[0, -1]
     assert torch.allclose(p.logits[1], wanted, atol=1e-5)
     assert p.counts["prefill"] == [16, 0]
 

@@ -126,7 +126,7 @@ def test_looking_changes_nothing_but_the_bill(host, tiny):
     bill = looked.ledger[0].by_stage()
     paid = bill.pop("features")
     assert bill == plain.ledger[0].by_stage()
-    assert 0 < paid <= sum(feature_flops(host, looked.n_text[0]).values())
+    assert 0 < paid <= sum(feature_flops(host, looked.shapes[0]).values())
 
 
 @pytest.mark.parametrize("settings", [{"text_tower": True}, {"tower": "siglip"}], ids=str)
@@ -135,8 +135,8 @@ def test_the_forecast_is_exact_for_uncompressed_rows(hosts, tiny, settings, grou
     host = hosts(**settings)
     p = host.open([tiny.picture(0)], [tiny.questions[1]])
     reveal(p, group)
-    assert p.ledger[0].by_stage()["features"] == feature_flops(host, p.n_text[0])[group]
-    assert feature_flops(host)[group] >= feature_flops(host, p.n_text[0])[group]
+    assert p.ledger[0].by_stage()["features"] == feature_flops(host, p.shapes[0])[group]
+    assert feature_flops(host)[group] >= feature_flops(host, p.shapes[0])[group]
 
 
 def test_matrix_flops_are_those_that_torch_counts(folders, tiny):

@@ -29,7 +29,7 @@ def ids(plan):
 
 def runnable(host, plan):
     try:
-        host.forecast(plan, 9)
+        host.forecast(plan, host.prompt_shape(9))
     except HostError as reason:
         pytest.skip(str(reason))
 
@@ -53,7 +53,7 @@ def eager_hosts(folders):
 def test_an_uncompressed_pass_costs_what_the_formulas_say(host, tiny):
     p = host.open([tiny.picture(0)], [tiny.questions[0]])
     p.prefill()
-    shape, s = host.shape, p.n_text[0] + 16
+    shape, s = host.shape, p.shapes[0].n_text + 16
     stages = p.ledger[0].by_stage("matrix")
     assert stages["encoder"] == patch_embed(shape.vit, 16) + 3 * vit_block(shape.vit, 17)  # the fourth block never runs
     assert stages["projector"] == projector(shape, 16)
@@ -97,7 +97,7 @@ def test_a_forecast_is_the_ledger_of_the_pass(hosts, tiny, plan, settings):
     p.run(plan)
     p.decode(max_new_tokens=3)
     for row in range(2):
-        wanted = host.forecast(plan, p.n_text[row], new_tokens=len(p.generated[row]))
+        wanted = host.forecast(plan, p.shapes[row], new_tokens=len(p.generated[row]))
         assert wanted == p.ledger[row]
         assert wanted.total > 0
 
@@ -116,7 +116,7 @@ def test_a_second_question_costs_what_it_makes_anew(host, tiny, plan):
             q.prefill(make(stage, choice.method), choice.keep)
     q.choose_decode(None)
     q.decode(max_new_tokens=2)
-    assert q.ledger[0] == host.forecast(plan, p.n_text[0], new_tokens=2, turns=2)
+    assert q.ledger[0] == host.forecast(plan, p.shapes[0], new_tokens=2, turns=2)
     assert q.ledger[0].by_stage()["encoder"] == first.by_stage()["encoder"]
     assert q.ledger[0].by_stage()["prefill"] == 2 * first.by_stage()["prefill"]
     assert p.ledger[0] == first
@@ -128,20 +128,20 @@ def test_a_second_question_costs_what_it_makes_anew(host, tiny, plan):
 
 def test_forecasts_refuse_what_cannot_be_given(host):
     with pytest.raises(HostError, match=r"projector: average_pool cannot give 8 of 16 tokens on grid \(1, 4, 4\)"):
-        host.forecast(Plan.of(projector=("average_pool", 0.5)), 9)
+        host.forecast(Plan.of(projector=("average_pool", 0.5)), host.prompt_shape(9))
     with pytest.raises(HostError, match="average_pool: needs a whole grid"):
-        host.forecast(Plan.of(outside=("stride", 0.5), projector=("average_pool", 0.5)), 9)
+        host.forecast(Plan.of(outside=("stride", 0.5), projector=("average_pool", 0.5)), host.prompt_shape(9))
     with pytest.raises(HostError, match="no method 'fastw' at stage 'prefill'; near: fastv"):
-        host.forecast(Plan.of(prefill=("fastw", 0.5)), 9)
+        host.forecast(Plan.of(prefill=("fastw", 0.5)), host.prompt_shape(9))
     with pytest.raises(ValueError, match="n_text 0"):
-        host.forecast(UNCOMPRESSED, 0)
+        host.forecast(UNCOMPRESSED, host.prompt_shape(0))
 
 
 def test_compressed_plans_cost_less(host):
-    full = host.forecast(UNCOMPRESSED, 9).total
-    blind = host.forecast(BLIND, 9).total
+    full = host.forecast(UNCOMPRESSED, host.prompt_shape(9)).total
+    blind = host.forecast(BLIND, host.prompt_shape(9)).total
     for plan in (Plan.of(outside=("random", 0.25)), Plan.of(prefill=("fastv", 0.25)), Plan.of(encoder=("tome", 0.25))):
-        assert blind < host.forecast(plan, 9).total < full
+        assert blind < host.forecast(plan, host.prompt_shape(9)).total < full
 
 
 def test_a_ledger_is_plain_data_and_refuses_nonsense():

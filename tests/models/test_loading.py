@@ -145,9 +145,9 @@ def test_pictures_come_as_arrays_pil_images_and_files(host, tiny, tmp_path):
     image.save(tmp_path / "a.png")
     p = host.open([array, image, tmp_path / "a.png", str(tmp_path / "a.png")], ["left ?"] * 4)
     assert len({row.seed for row in p.rows}) == 1
-    assert all(np.array_equal(row.picture, array) for row in p.rows)
+    assert all(np.array_equal(row.views[0].pixels, array) for row in p.rows)
     grey = host.open([image.convert("L")], ["left ?"])
-    assert grey.rows[0].picture.shape == (32, 32, 3)
+    assert grey.rows[0].views[0].pixels.shape == (32, 32, 3)
 
 
 def test_seeds_depend_on_pixels_and_question(host, tiny):
@@ -155,7 +155,9 @@ def test_seeds_depend_on_pixels_and_question(host, tiny):
     seeds = [row.seed for row in p.rows]
     assert len(set(seeds)) == 3
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert seeds == [row.seed for row in host.open([r.picture for r in p.rows], ["left ?", "left ?", "red ?"]).rows]
+    assert seeds == [
+        row.seed for row in host.open([r.views[0].pixels for r in p.rows], ["left ?", "left ?", "red ?"]).rows
+    ]
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,7 @@ def test_prompts_are_those_of_the_processor(folders, host, tiny):
     talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": tiny.questions[3]}]}]
     text = processor.apply_chat_template(talk, add_generation_prompt=True)
     wanted = processor(images=Image.fromarray(tiny.picture(0)), text=text)["input_ids"][0]
-    assert [*row.before, *[4] * 16, *row.after] == list(wanted)
+    assert row.ids.tolist() == list(wanted)
 
 
 def test_score_wants_answers_for_each_row_and_ratios_are_checked(host, tiny):

@@ -38,8 +38,9 @@ def hidden(host, p, answer):
     row = p.rows[0]
     embed = host.decoder.embed
     visual = p.states["projector"][0].x
-    front, back = torch.tensor(row.before), torch.tensor([*row.after, *answer])
-    return torch.cat([embed(front), visual, embed(back)])[None], len(row.before)
+    start = row.first[0]
+    front, back = torch.from_numpy(row.ids[:start]), torch.tensor([*row.ids[start + 16 :].tolist(), *answer])
+    return torch.cat([embed(front), visual, embed(back)])[None], start
 
 
 @torch.no_grad()
@@ -56,7 +57,7 @@ def twin(host, p, cuts, answer, renumber=False):
             place = torch.arange(x.shape[1])[None] if renumber else place
         s = x.shape[1]
         mask = torch.ones(1, 1, s, s, dtype=torch.bool).tril()
-        x = layer(x, attention_mask=mask, position_ids=place, position_embeddings=decoder.rotation(x, place))
+        x = layer(x, attention_mask=mask, position_ids=place, position_embeddings=decoder.rotation(x, place[..., None]))
     logp = decoder.logits(x[0]).log_softmax(-1)
     ids = [*answer, 3]
     return sum(logp[-len(ids) + i, t].item() for i, t in enumerate(ids))
@@ -93,7 +94,7 @@ def masked(host, p, layer_of_cut, kept):
         mask = torch.ones(1, 1, s, s, dtype=torch.bool).tril()
         if index >= layer_of_cut:
             mask = mask & (hide[None, None, None] | torch.eye(s, dtype=torch.bool))
-        x = layer(x, attention_mask=mask, position_ids=place, position_embeddings=decoder.rotation(x, place))
+        x = layer(x, attention_mask=mask, position_ids=place, position_embeddings=decoder.rotation(x, place[..., None]))
     return decoder.logits(x[0, -1])
 
 
@@ -155,17 +156,17 @@ def test_merged_tokens_are_means_and_stand_where_the_method_says(host, tiny, pol
     p = host.open([tiny.picture(0)], [tiny.questions[0]])
     p.prefill(Halved(policy), 0.5)
     before, after = p.caches[1].stream, p.caches[2].stream
-    assert int(before.start[0]) == 3
+    assert before.visual[0].nonzero()[:, 0].tolist() == list(range(3, 19))
     with torch.no_grad():
         rotation = host.decoder.rotation(before.x, before.place)
         out, _ = host.decoder.layer(1, before, rotation)
     pairs = out[0, 3:19].view(8, 2, -1).mean(1)
     assert torch.allclose(after.x[0, 3:11], pairs, atol=1e-6)
-    assert after.place[0, 3:7].tolist() == places
+    assert after.place[0, 3:7, 0].tolist() == places
     assert after.size[0, 3:11].tolist() == [2.0] * 8
-    text_goes_on_at = after.place[0, 11].item()
+    text_goes_on_at = after.place[0, 11, 0].item()
     assert text_goes_on_at == (11 if policy == "renumber" else 19)
-    assert int(after.next_place[0]) == after.place[0, int(after.length[0]) - 1].item() + 1
+    assert int(after.next_place[0]) == after.place[0, int(after.length[0]) - 1, 0].item() + 1
 
 
 def test_a_cut_before_layer_0_is_refused(host, tiny):

@@ -43,9 +43,9 @@ def eager(folders):
     def run(settings, p, row=0):
         model = AutoModelForImageTextToText.from_pretrained(folders(**settings), attn_implementation="eager")
         record = p.rows[row]
-        ids = torch.tensor([[*record.before, *[4] * 16, *record.after]])
+        ids = torch.from_numpy(record.ids)[None]
         with torch.no_grad():
-            pixels = p.host.pixels([record.picture], p.host.grid)
+            pixels = p.host.pixels([record.views[0]])
             vision = model.model.vision_tower(pixels, output_attentions=True, output_hidden_states=True)
             text = model(input_ids=ids, pixel_values=pixels, output_attentions=True, output_hidden_states=True)
         return vision, text
@@ -131,7 +131,7 @@ def test_the_last_query_is_the_models_attention(host, eager, tiny, layer, site):
     p.prefill(method, 0.5)
     for row in range(2):
         _, text = eager({"text_tower": True}, p, row)
-        start = len(p.rows[row].before)
+        start = p.rows[row].first[0]
         assert torch.allclose(found["last_query"][row], text.attentions[layer][0, :, -1, start : start + 16], atol=1e-5)
 
 

@@ -1,0 +1,213 @@
+"""What a pass knows of itself: its rows and their views, where it stands, what has been counted and charged."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor
+
+from foveate.compressors.base import STAGES, Compressor
+from foveate.models import ledger
+from foveate.models.acting import Choices, Keeps, Methods, chosen
+from foveate.models.ask import Asker, Trace
+from foveate.models.decoder import LayerCache
+from foveate.models.errors import BadInput, WrongStop
+from foveate.models.inputs import PromptShape, Row
+from foveate.models.ledger import Ledger
+from foveate.models.prefill import Prefill
+from foveate.models.visual import VisualState, groups
+from foveate.plans.plan import keep_count
+
+if TYPE_CHECKING:
+    from foveate.models.host import Host
+
+
+class Books:
+    """The state of a pass. Up to the projector all is told by view; in a pass of one picture a row, that is by row.
+
+    Attributes:
+        host: the model.
+        rows: pictures and questions, as opened.
+        laid: the same as they run, with views at the sizes that `resize` gave them.
+        views: (row, number in the row) of each view of the pass.
+        lanes: of each row, the numbers of its views in the pass.
+        ledger: what each row has cost so far.
+        counts: stage -> visual tokens of each row that left it; "layers" and "decode_layers" -> the same in each layer.
+        states: stage -> each view's tokens behind it, up to "projector".
+        traces: each view's way through the tower; None for a blind row's.
+        logits: (B, V) float32 behind the prompt, after `prefill`.
+        generated: token ids of the last `decode`, end token included.
+    """
+
+    def __init__(self, host: Host, rows: Sequence[Row]) -> None:
+        self.host, self.rows = host, list(rows)
+        self.laid = list(self.rows)
+        self._number()
+        b = len(self.rows)
+        self.ledger = [Ledger() for _ in range(b)]
+        self.counts: dict[str, list] = {}
+        self.states: dict[str, list[VisualState]] = {}
+        self.traces: list[Trace | None] = [None] * len(self.views)
+        self.logits: Tensor | None = None
+        self.generated: list[list[int]] = []
+        self._blind = [False] * b
+        self._opened: Prefill | None = None
+        self._caches: list[LayerCache] = []
+        self._done: list[str] = []
+        self._peeked: list[Trace | None] = list(self.traces)
+        self._guided = STAGES.index("prefill")  # the first stage that another question makes anew
+        self.ask = Asker(self)
+
+    def _number(self) -> None:
+        self.views = [(row, view) for row, laid in enumerate(self.laid) for view in range(len(laid.views))]
+        self.lanes: list[list[int]] = [[] for _ in self.laid]
+        for lane, (row, _) in enumerate(self.views):
+            self.lanes[row].append(lane)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def stop(self) -> str:
+        """The last stage that has passed; "open" before the first."""
+        return self._done[-1] if self._done else "open"
+
+    @property
+    def tokens(self) -> list[VisualState]:
+        """Each view's visual tokens at this stop, up to the projector. Raises: WrongStop before anything has run."""
+        if not self.states:
+            raise WrongStop("tokens: nothing has run; peek_encoder() or a stage comes first")
+        return list(self.states.values())[-1]
+
+    @property
+    def shapes(self) -> list[PromptShape]:
+        """Of each row as it was opened: what `Host.forecast` asks for."""
+        return [row.shape for row in self.rows]
+
+    @property
+    def opened(self) -> Prefill | None:
+        """The prompt in the decoder, after `peek` or `prefill`."""
+        return self._opened
+
+    @property
+    def caches(self) -> list[LayerCache]:
+        """One for each layer, after `prefill`; shrunk after `choose_decode`."""
+        return self._caches
+
+    @property
+    def cached(self) -> list[list[int]]:
+        """Of each row: entries in each layer's cache."""
+        lengths = [cache.length.tolist() for cache in self._caches]
+        return [[layer[row] for layer in lengths] for row in range(len(self))]
+
+    def of_row(self, stage: str, row: int) -> list[VisualState]:
+        """A row's views behind a stage."""
+        states = self.states[stage]
+        return [states[lane] for lane in self.lanes[row]]
+
+    def left(self, stage: str) -> list[int]:
+        """Visual tokens of each row behind a stage of the tower, "peek" included."""
+        return [sum(state.n for state in self.of_row(stage, row)) for row in range(len(self))]
+
+    def blind(self, rows: Sequence[int] | None = None) -> None:
+        """Leaves the pictures of these rows (None = all) out altogether. Raises: WrongStop once the tower has run."""
+        if self.states:
+            raise WrongStop("blind: the encoder has already run")
+        for row in range(len(self)) if rows is None else rows:
+            self._blind[row] = True
+
+    @torch.no_grad()
+    def fork(self, rows: Sequence[int]) -> Self:
+        """An independent pass at the same stop, of these rows; one taken several times can go on by several plans."""
+        other = copy.copy(self)
+        other.ask = self.ask.fork(other, rows)
+        pick: Callable[[list], list] = lambda values: [values[i] for i in rows]  # noqa: E731
+        other.rows, other.laid, other.ledger = pick(self.rows), pick(self.laid), [self.ledger[i].copy() for i in rows]
+        other._blind = pick(self._blind)
+        other._number()
+        lanes = [lane for row in rows for lane in self.lanes[row]]
+        for name in ("traces", "_peeked"):
+            setattr(other, name, [getattr(self, name)[lane] for lane in lanes])
+        other.counts = {stage: pick(values) for stage, values in self.counts.items()}
+        other.states = {stage: [values[lane] for lane in lanes] for stage, values in self.states.items()}
+        other._done, other.generated = list(self._done), []
+        index = torch.tensor(list(rows), device=self.host.device)
+        other.logits = None if self.logits is None else self.logits[index]
+        other._opened = None if self._opened is None else self._opened.at(index)
+        other._caches = [cache.at(index) for cache in self._caches]
+        return other
+
+    def next_turn(self, questions: Sequence[str]) -> Self:
+        """A pass with other questions about the same pictures, standing before the first stage that a question guides.
+
+        That is `prefill`, or an earlier stage where a text-guided method has acted. Ledgers go on from this pass's.
+
+        Raises:
+            BadInput: not one question for each row, or one that cannot be put.
+        """
+        if len(questions) != len(self):
+            raise BadInput(f"next_turn: {len(questions)} questions for {len(self)} rows")
+        other, kept = self.fork(range(len(self))), STAGES[: self._guided]
+        inputs = self.host.inputs
+        other.rows = [inputs.asked(row, q, i) for i, (row, q) in enumerate(zip(self.rows, questions, strict=True))]
+        other.laid = [
+            fresh if laid is row else inputs.relaid(fresh, [view.grid for view in laid.views])
+            for fresh, row, laid in zip(other.rows, self.rows, self.laid, strict=True)
+        ]
+        other._done = [stage for stage in self._done if stage in kept]
+        other.counts = {stage: n for stage, n in other.counts.items() if stage in kept}
+        other.states = {stage: s for stage, s in other.states.items() if stage in ("peek", *kept)}
+        other.traces = other.traces if "encoder" in kept else other._peeked
+        other.ask, other.logits, other._opened, other._caches = Asker(other), None, None, []
+        return other
+
+    # -- for the stages ----------------------------------------------------------------------------------------------
+
+    def _seeds(self, lanes: Sequence[int]) -> list[int]:
+        """A seed for each view: its row's, and another for each further view of the row."""
+        return [(self.rows[row].seed + 0x9E3779B97F4A7C15 * view) & (2**63 - 1) for row, view in self.at(lanes)]
+
+    def at(self, lanes: Sequence[int]) -> list[tuple[int, int]]:
+        """(row, number in the row) of some views."""
+        return [self.views[lane] for lane in lanes]
+
+    def _finish(self, stage: str, counts: list[int] | None = None, states: list[VisualState] | None = None) -> None:
+        self._done.append(stage)
+        if states is not None:
+            self.states[stage] = states
+        self.counts[stage] = self.left(stage) if counts is None else counts
+        for row, n in enumerate(self.counts[stage]):
+            self.ledger[row].tokens[stage] = n
+
+    def _choices(self, stage: str, methods: Methods, keeps: Keeps) -> Choices:
+        """(method, ratio) of each row, see `chosen`; remembers which stage a question guides first."""
+        found = chosen(stage, methods, keeps, self._blind)
+        if any(method is not None and method.text_guided for method, _ in found):
+            self._guided = min(self._guided, STAGES.index(stage))
+        return found
+
+    def _key(self, choices: Choices, states: Sequence[VisualState]) -> Callable[[int], tuple]:
+        """What views of one call share: (method, count, n, grid, whole, CLS). Removing nothing is no method."""
+
+        def key(lane: int) -> tuple[Hashable, ...]:
+            (method, ratio), state = choices[self.views[lane][0]], states[lane]
+            count = keep_count(state.n, ratio) if state.n else 0
+            if count >= state.n:
+                method, count = None, state.n
+            return method, count, state.n, state.grid, state.whole, method is not None and state.cls is not None
+
+        return key
+
+    def _grouped(self, key: Callable[[int], Hashable], where: Sequence[object]) -> Iterator[tuple[tuple, list[int]]]:
+        """(key, views) of the views where `where` is true."""
+        lanes = [i for i, yes in enumerate(where) if yes]
+        for found, members in groups([key(i) for i in lanes]):
+            yield found, [lanes[m] for m in members]
+
+    def _charge(self, lanes: Sequence[int], stage: str, method: Compressor, n: int, count: int) -> None:
+        """A method's own arithmetic on each view, on its row's ledger."""
+        for row, _ in self.at(lanes):
+            self.ledger[row].add(stage, method.name, ledger.method_flops(method, self.host.shape, stage, n, count))

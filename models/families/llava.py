@@ -1,0 +1,113 @@
+"""LLaVA-1.5: a CLIP or SigLIP tower, an MLP projector, a LLaMA, Qwen2 or Mistral decoder; one view a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration
+
+from foveate.compressors.base import Grid
+from foveate.models.decoder import DECODERS, Decoder
+from foveate.models.errors import UnsupportedModel
+from foveate.models.host import Host
+from foveate.models.inputs import Framed, Inputs, View, one_view, resized
+from foveate.models.vit import VisionTower
+from foveate.plans.cost import HostShape, ViTShape
+
+TOWERS = ("clip_vision_model", "siglip_vision_model")
+
+
+class LlavaInputs(Inputs):
+    """Pictures of one view, resized and cropped to the tower's own size.
+
+    Args:
+        processor: see `Inputs`.
+        image_token_id: see `Inputs`.
+        grid: of a picture's tokens.
+        patch: pixels along a token's side.
+        cls: the decoder reads CLS too.
+    """
+
+    def __init__(self, processor: Any, image_token_id: int, grid: Grid, patch: int, cls: bool) -> None:
+        super().__init__(processor, image_token_id)
+        self.grid, self.patch, self.cls = grid, patch, cls
+
+    def framed(self, rgb: np.ndarray) -> Framed:
+        """See `Inputs.framed`."""
+        frame = self.processor.image_processor([rgb], do_rescale=False, do_normalize=False, return_tensors="pt")
+        pixels = frame["pixel_values"][0].permute(1, 2, 0).numpy().astype(np.uint8)
+        return one_view(View(pixels, self.grid), self.image_token_id, rgb.shape[:2], self.cls)
+
+    def refit(self, picture: Framed, grids: Sequence[Grid]) -> Framed:
+        """See `Inputs.refit`."""
+        view = resized(picture.views[0], grids[0], self.patch)
+        return one_view(view, self.image_token_id, picture.size, self.cls)
+
+
+class LlavaHost(Host):
+    """An HF `LlavaForConditionalGeneration`; see `Host`."""
+
+    model_class = LlavaForConditionalGeneration
+
+    @classmethod
+    def check(cls, config: Any, name: str) -> None:
+        """See `Host.check`."""
+        check_parts(config, name)
+        tower = config.vision_config.model_type
+        if config.vision_feature_select_strategy != "full" and tower != "clip_vision_model":
+            raise UnsupportedModel(
+                f'{name}: feature selection "default" drops a patch of a tower without CLS; use "full"'
+            )
+
+    def parts(self) -> None:
+        """See `Host.parts`."""
+        c, core = self.model.config, self.model.model
+        self.tower = VisionTower(core.vision_tower, c.vision_feature_layer)
+        self.decoder = Decoder(core.language_model, self.model.lm_head)
+        self.cls_stays = c.vision_feature_select_strategy == "full" and self.tower.has_cls
+        self.grid, self.shape = self.tower.grid, shape_of(self.tower, self.decoder)
+
+    def inputs_of(self, processor: Any) -> LlavaInputs:
+        """See `Host.inputs_of`."""
+        return LlavaInputs(
+            processor, self.model.config.image_token_index, self.tower.grid, self.tower.patch, self.cls_stays
+        )
+
+    def project(self, x: Tensor) -> Tensor:
+        """See `Host.project`."""
+        return self.model.model.multi_modal_projector(x)
+
+
+def check_parts(config: Any, name: str) -> None:
+    """Refuses a tower, a decoder or a feature layer that cannot be opened. Raises: UnsupportedModel."""
+    tower, decoder = config.vision_config.model_type, config.text_config.model_type
+    if tower not in TOWERS:
+        raise UnsupportedModel(f"{name}: vision tower {tower!r}; known: {', '.join(TOWERS)}")
+    if decoder not in DECODERS:
+        raise UnsupportedModel(f"{name}: language model {decoder!r}; known: {', '.join(DECODERS)}")
+    if not isinstance(config.vision_feature_layer, int):
+        raise UnsupportedModel(
+            f"{name}: vision_feature_layer {config.vision_feature_layer}: needs one layer, not a list"
+        )
+
+
+def shape_of(tower: VisionTower, decoder: Decoder) -> HostShape:
+    """Sizes for the cost model of a CLIP or SigLIP tower, a two-matrix projector and a decoder."""
+    v = tower.config
+    return HostShape(
+        vit=ViTShape(
+            dim=v.hidden_size,
+            mlp=v.intermediate_size,
+            layers=tower.depth,
+            heads=v.num_attention_heads,
+            patch=v.patch_size,
+            channels=v.num_channels,
+            cls=tower.has_cls,
+        ),
+        projector=(v.hidden_size, decoder.config.hidden_size, decoder.config.hidden_size),
+        decoder=decoder.shape,
+        bytes_per_value=decoder.bytes_per_value,
+    )
