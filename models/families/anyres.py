@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveate.compressors.base import Grid
+from foveate.models.decoder import Decoder
 from foveate.models.errors import BadInput, HostError, UnsupportedModel
-from foveate.models.inputs import NEWLINE, Framed, Inputs, Pictures, Row, View, as_rgb, resized
+from foveate.models.families.llava import check_parts, shape_of
+from foveate.models.host import Host
+from foveate.models.inputs import NEWLINE, Framed, Inputs, Pictures, PromptShape, Row, View, as_rgb, resized
+from foveate.models.vit import VisionTower
 
 Size = tuple[int, int]
 """(height, width), in pixels or in tokens."""
@@ -72,31 +77,28 @@ class Layout:
     """How one picture reaches the prompt: its view of all (view 0), then the map of its tiles (views 1, 2 ...).
 
     Attributes:
+        size: of the picture before any resizing, in pixels.
         tiles: rows and columns of tiles; (0, 0) = the picture is its view 0 alone, with one newline behind it.
         grid: of each view's tokens.
-        top: (row, column) of the first token of the map that is not padding.
-        part: rows and columns of the map that are not padding.
-        out: what is left of them; `part`, unless the map is shrunk.
+        most_tiles: a map with the tokens of clearly more than these is shrunk to them; None = never.
     """
 
+    size: Size
     tiles: Size
     grid: Grid
-    top: Size = (0, 0)
-    part: Size = (0, 0)
-    out: Size = (0, 0)
+    most_tiles: int | None = None
 
-    @classmethod
-    def of(cls, size: Size, tiles: Size, grid: Grid, most_tiles: int | None = None) -> Layout:
-        """The layout of a picture.
+    @cached_property
+    def part(self) -> tuple[Size, Size]:
+        """What of the map is not padding: its first row and column, its rows and columns."""
+        return covered(self.size, (self.tiles[0] * self.grid[1], self.tiles[1] * self.grid[2]))
 
-        Args:
-            size: of the picture before any resizing, in pixels.
-            tiles: rows and columns.
-            grid: of each view's tokens.
-            most_tiles: a map with the tokens of clearly more than these is shrunk to them; None = never.
-        """
-        top, part = covered(size, (tiles[0] * grid[1], tiles[1] * grid[2]))
-        return cls(tiles, grid, top, part, part if most_tiles is None else shrunk(part, most_tiles * grid[1] * grid[2]))
+    @cached_property
+    def out(self) -> Size:
+        """Rows and columns that the prompt shows: those of `part`, unless the map is shrunk."""
+        if self.most_tiles is None or not all(self.part[1]):
+            return self.part[1]
+        return shrunk(self.part[1], self.most_tiles * self.grid[1] * self.grid[2])
 
     @property
     def n_views(self) -> int:
@@ -104,9 +106,23 @@ class Layout:
         return 1 + self.tiles[0] * self.tiles[1]
 
     @property
+    def newlines(self) -> int:
+        """Newline entries."""
+        return 1 if self.n_views == 1 else self.out[0]
+
+    @property
     def is_shrunk(self) -> bool:
         """Whether entries of the map are mixtures of tokens."""
-        return self.out != self.part
+        return self.n_views > 1 and self.out != self.part[1]
+
+    @cached_property
+    def axes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns of the map whose tokens stand nearest to the rows and columns that the prompt shows."""
+        rows, columns = (
+            start + ((2 * np.arange(out) + 1) * n) // max(2 * out, 1)
+            for start, n, out in zip(*self.part, self.out, strict=True)
+        )
+        return rows, columns
 
     def entries(self) -> tuple[np.ndarray, np.ndarray]:
         """(S,) int64 each: the view and the flat index in its grid that an entry shows; (-1, NEWLINE) for a newline.
@@ -117,10 +133,7 @@ class Layout:
         views, positions = np.zeros(h * w, np.int64), np.arange(h * w)
         if self.n_views == 1:
             return np.append(views, -1), np.append(positions, NEWLINE)
-        row, column = (
-            start + ((2 * np.arange(o) + 1) * n) // max(2 * o, 1)
-            for start, n, o in zip(self.top, self.part, self.out, strict=True)
-        )
+        row, column = self.axes
         tile = 1 + (row // h)[:, None] * self.tiles[1] + (column // w)[None]
         inside = (row % h)[:, None] * w + (column % w)[None]
         tile, inside = (
@@ -128,12 +141,30 @@ class Layout:
         )
         return np.concatenate([views, tile]), np.concatenate([positions, inside])
 
-    def mixed(self, x: Tensor) -> Tensor:
-        """What a shrunk map's entries hold, row by row, without newlines: (tiles, n, D) -> (E, D)."""
-        (rows, columns), (_, h, w), (top, left), (height, width) = self.tiles, self.grid, self.top, self.part
+    @property
+    def counts(self) -> tuple[list[int], list[int]]:
+        """Of each row of tiles, the rows of tokens that the prompt shows; columns alike."""
+        rows, columns = (
+            np.bincount(at // n, minlength=k).tolist()
+            for at, n, k in zip(self.axes, self.grid[1:], self.tiles, strict=True)
+        )
+        return rows, columns
+
+    def shown(self) -> tuple[Grid, ...]:
+        """Of each view: the grid of those of its tokens that the prompt shows."""
+        if self.n_views == 1:
+            return (self.grid,)
+        rows, columns = self.counts
+        return (self.grid, *((1, h, w) for h in rows for w in columns))
+
+    def mixed(self, x: Tensor) -> list[Tensor]:
+        """What a shrunk map's entries hold, tile by tile: all tokens (tiles, n, D) -> (h * w of `shown`, D) each."""
+        (rows, columns), (_, h, w), ((top, left), (height, width)) = self.tiles, self.grid, self.part
         whole = x.unflatten(1, (h, w)).unflatten(0, (rows, columns)).permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)
         part = whole[:, top : top + height, left : left + width]
-        return F.interpolate(part[None], self.out, mode="bilinear")[0].flatten(1).T
+        small = F.interpolate(part[None], self.out, mode="bilinear")[0]
+        down, across = self.counts
+        return [piece.flatten(1).T for band in small.split(down, dim=1) for piece in band.split(across, dim=2)]
 
 
 class AnyResInputs(Inputs):
@@ -145,7 +176,7 @@ class AnyResInputs(Inputs):
         side: pixels along a tile.
         patch: pixels along a token.
         pinpoints: (height, width) of the resolutions that the model knows.
-        most_tiles: as in `Layout.of`.
+        most_tiles: as in `Layout`.
         nested: several pictures of a row are put to the image processor together, and then not cut into tiles.
     Raises:
         UnsupportedModel: processor and model disagree about tiles, or the resolutions are no whole tiles.
@@ -179,10 +210,8 @@ class AnyResInputs(Inputs):
 
     def layout(self, picture: Framed) -> Layout:
         """How a framed picture reaches the prompt."""
-        grid = picture.views[0].grid
-        if len(picture.views) == 1:
-            return Layout((0, 0), grid)
-        return Layout.of(picture.size, self.tiles(picture.size), grid, self.most_tiles)
+        tiles = (0, 0) if len(picture.views) == 1 else self.tiles(picture.size)
+        return Layout(picture.size, tiles, picture.views[0].grid, self.most_tiles)
 
     def row(self, image: Pictures, question: str, number: int) -> Row:
         """See `Inputs.row`."""
@@ -232,3 +261,42 @@ class AnyResInputs(Inputs):
         blank = Framed(tuple(views), (), np.zeros(0, np.int64), np.zeros(0, np.int64), size)
         view, position = self.layout(blank).entries()
         return Framed(blank.views, (self.image_token_id,) * len(view), view, position, size)
+
+
+class AnyResHost(Host):
+    """What both families share; see `Host`."""
+
+    @classmethod
+    def check(cls, config: Any, name: str) -> None:
+        """See `Host.check`."""
+        check_parts(config, name)
+
+    def parts(self) -> None:
+        """See `Host.parts`."""
+        c, core = self.model.config, self.model.model
+        self.tower = VisionTower(core.vision_tower, c.vision_feature_layer)
+        self.decoder = Decoder(core.language_model, self.model.lm_head)
+        self.grid, self.shape = self.tower.grid, shape_of(self.tower, self.decoder)
+
+    def tiled(self, processor: Any, most_tiles: int | None = None, nested: bool = False) -> AnyResInputs:
+        """The family's inputs, see `AnyResInputs`."""
+        c = self.model.config
+        side, patch = c.vision_config.image_size, self.tower.patch
+        pinpoints = c.image_grid_pinpoints
+        return AnyResInputs(processor, c.image_token_index, side, patch, pinpoints, most_tiles, nested)
+
+    def project(self, x: Tensor) -> Tensor:
+        """See `Host.project`."""
+        return self.model.model.multi_modal_projector(x)
+
+    def newline(self) -> Tensor:
+        """See `Host.newline`."""
+        return self.model.model.image_newline
+
+    def prompt_shape(self, n_text: int) -> PromptShape:
+        """See `Host.prompt_shape`: a square picture that fills 2 x 2 tiles, or else the first resolution it knows."""
+        c = self.model.config
+        side, known = c.vision_config.image_size, [tuple(p) for p in c.image_grid_pinpoints]
+        rows, columns = (n // side for n in ((2 * side, 2 * side) if (2 * side, 2 * side) in known else known[0]))
+        newlines = rows * self.grid[1]
+        return PromptShape(n_text + newlines, (self.grid,) * (1 + rows * columns), (), newlines)

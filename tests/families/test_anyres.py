@@ -58,21 +58,25 @@ def test_entries_show_the_tokens_that_their_model_packs(family):
     for size in SIZES + random_sizes(60):
         best = best_resolution(size, PUBLISHED[family])
         tiles = (best[0] // pixels, best[1] // pixels)
-        layout = Layout.of(size, tiles, (1, side, side), most)
+        layout = Layout(size, tiles, (1, side, side), most)
         features, theirs = packed(family, size, side, pixels, PUBLISHED[family], most, layout.n_views)
         ours = np.stack(layout.entries(), 1)
+        counts = [int((ours[:, 0] == view).sum()) for view in range(layout.n_views)]
+        assert [h * w for _, h, w in layout.shown()] == counts and layout.newlines == (ours[:, 1] == NEWLINE).sum()
         kinds.add(layout.is_shrunk)
         if not layout.is_shrunk:
             assert np.array_equal(ours, theirs.numpy())
             continue
         map_, newline = theirs[side**2 :], ours[side**2 :, 1] == NEWLINE
         assert ours.shape == tuple(theirs.shape) and np.array_equal(newline, (map_[:, 1] == NEWLINE).numpy())
-        assert torch.equal(layout.mixed(features[1:]), map_[~torch.from_numpy(newline)])
+        views, tokens = torch.from_numpy(ours[side**2 :, 0]), map_[~torch.from_numpy(newline)]
+        of_tiles = [tokens[views[views >= 0] == tile] for tile in range(1, layout.n_views)]
+        assert all(torch.equal(*pair) for pair in zip(layout.mixed(features[1:]), of_tiles, strict=True))
     assert kinds == ({False} if family == NEXT else {False, True})
 
 
 def test_entries_of_a_shrunk_map_show_the_tokens_that_weigh_most_and_none_twice():
-    layout = Layout.of((3000, 4000), (5, 6), (1, 27, 27), 9)
+    layout = Layout((3000, 4000), (5, 6), (1, 27, 27), 9)
     view, position = (of[27 * 27 :] for of in layout.entries())
     shown = position >= 0
     identity = torch.zeros(30, 27 * 27, 1).double()
@@ -80,13 +84,17 @@ def test_entries_of_a_shrunk_map_show_the_tokens_that_weigh_most_and_none_twice(
     assert len(set(zip(view[shown], position[shown], strict=True))) == shown.sum() == layout.out[0] * layout.out[1]
     for number in (0, 5000, len(entries) - 1):
         identity[view[entries[number]] - 1, position[entries[number]]] = 1
-        weight = layout.mixed(identity)[number]
+        shares = layout.mixed(identity)
         identity[:] = 0
-        assert 0.25 <= float(weight) <= 1
+        tile = view[entries[number]]
+        assert 0.25 <= float(shares[tile - 1].max()) <= 1
+        assert int(shares[tile - 1].argmax()) == int((view[: entries[number]] == tile).sum())
 
 
 def test_a_picture_by_itself_is_followed_by_one_newline():
-    view, position = Layout((0, 0), (1, 2, 2)).entries()
+    layout = Layout((5, 9), (0, 0), (1, 2, 2))
+    view, position = layout.entries()
+    assert layout.shown() == ((1, 2, 2),) and layout.newlines == 1 and not layout.is_shrunk
     assert view.tolist() == [0, 0, 0, 0, -1] and position.tolist() == [0, 1, 2, 3, NEWLINE]
 
 
