@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,11 +12,18 @@ from PIL import Image
 from torch import Tensor
 
 from foveate.compressors.base import Grid
-from foveate.models.errors import BadInput
+from foveate.models.decoder import BY_THREE, Decoder
+from foveate.models.errors import BadInput, UnsupportedModel
+from foveate.models.families.qwen_tower import QwenTower
+from foveate.models.host import Host
 from foveate.models.inputs import Framed, Inputs, View, one_view, resized
+from foveate.plans.cost import HostShape, ViTShape
 
 LONGEST_SIDE = 200
 """A picture's longer side may be this many times its shorter one."""
+
+USUAL: Grid = (1, 16, 16)
+"""Tokens of a picture of the usual size: about 450 to 510 pixels a side. These models take (nearly) any."""
 
 
 def framed_size(height: int, width: int, unit: int, least: int, most: int) -> tuple[int, int]:
@@ -103,3 +110,66 @@ class QwenInputs(Inputs):
 def _counted(first: int, n: int) -> np.ndarray:
     """(n, 3) of n words that are numbered from `first`."""
     return np.repeat(np.arange(first, first + n)[:, None], 3, axis=1)
+
+
+class QwenHost(Host):
+    """What the hosts of Qwen2.5-VL and Qwen3-VL share; see `Host`.
+
+    The model's own record of how far pictures shift later positions (`rope_deltas`) is neither read nor written.
+    """
+
+    tower: QwenTower
+    tower_class: ClassVar[type[QwenTower]]
+
+    @classmethod
+    def check(cls, config: Any, name: str) -> None:
+        """See `Host.check`."""
+        vision, decoder = config.vision_config, config.text_config.model_type
+        if decoder not in BY_THREE:
+            raise UnsupportedModel(f"{name}: language model {decoder!r}; known: {', '.join(BY_THREE)}")
+        if not isinstance(vision.patch_size, int) or not isinstance(vision.temporal_patch_size, int):
+            raise UnsupportedModel(
+                f"{name}: patches of {vision.patch_size} pixels and {vision.temporal_patch_size} frames: "
+                "needs one number each"
+            )
+
+    def parts(self) -> None:
+        """See `Host.parts`."""
+        core = self.model.model
+        self.tower = self.tower_class(core.visual)
+        self.decoder = Decoder(core.language_model, self.model.lm_head)
+        self.grid, self.shape = USUAL, shape_of(self.tower, self.decoder)
+
+    def inputs_of(self, processor: Any) -> QwenInputs:
+        """See `Host.inputs_of`."""
+        c = self.model.config
+        return QwenInputs(processor, c.image_token_id, c.video_token_id, self.tower.patch * self.tower.side)
+
+    def project(self, x: Tensor) -> Tensor:
+        """See `Host.project`."""
+        return self.tower.project(x)
+
+
+def shape_of(tower: QwenTower, decoder: Decoder) -> HostShape:
+    """Sizes for the cost model: a still picture is embedded in all frames, the merger works on whole units."""
+    v = tower.config
+    unit = v.hidden_size * tower.merge
+    return HostShape(
+        vit=ViTShape(
+            dim=v.hidden_size,
+            mlp=v.intermediate_size,
+            layers=tower.depth,
+            heads=tower.heads,
+            patch=tower.patch,
+            channels=v.in_channels * tower.frames,
+            cls=False,
+            gated=tower.gated,
+            merge=tower.merge,
+            window=(tower.window * tower.side) ** 2,
+            full_blocks=tuple(sorted(tower.full)),
+        ),
+        projector=(unit, unit, v.out_hidden_size),
+        decoder=decoder.shape,
+        bytes_per_value=decoder.bytes_per_value,
+        deepstack=len(tower.levels),
+    )

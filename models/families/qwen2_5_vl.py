@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from foveate.compressors.base import Grid
+from foveate.models.errors import UnsupportedModel
+from foveate.models.families.qwen import QwenHost
 from foveate.models.families.qwen_tower import QwenTower, in_units
 
 
@@ -16,10 +21,12 @@ class Qwen25Tower(QwenTower):
         visual: `Qwen2_5_VisionTransformerPretrainedModel`.
     """
 
+    gated = True
+
     def __init__(self, visual: nn.Module) -> None:
         super().__init__(visual)
         self.full = frozenset(self.config.fullatt_block_indexes)
-        self.window = self.config.window_size // self.side // self.patch  # tokens along a window's side
+        self.window = self.config.window_size // self.side // self.patch
 
     def windows(self, layer: int, grid: Grid) -> Tensor | None:
         """See `Tower.windows`."""
@@ -36,6 +43,21 @@ class Qwen25Tower(QwenTower):
         return window.to(device), tuple(m.to(device) for m in members)
 
     def project(self, x: Tensor) -> Tensor:
-        """The merger: units (..., 4 C) -> (..., D), each on its own."""
+        """See `QwenTower.project`."""
         merger = self.visual.merger
         return merger.mlp(merger.ln_q(x.unflatten(-1, (self.merge, -1))).flatten(-2))
+
+
+class Qwen25VLHost(QwenHost):
+    """An HF `Qwen2_5_VLForConditionalGeneration`; see `Host`."""
+
+    model_class = Qwen2_5_VLForConditionalGeneration
+    tower_class = Qwen25Tower
+
+    @classmethod
+    def check(cls, config: Any, name: str) -> None:
+        """See `Host.check`."""
+        super().check(config, name)
+        v = config.vision_config
+        if v.window_size < v.patch_size * v.spatial_merge_size:
+            raise UnsupportedModel(f"{name}: attention windows of {v.window_size} pixels hold no whole token")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import Qwen3VLForConditionalGeneration
 
 from foveate.compressors.base import Grid
+from foveate.models.families.qwen import QwenHost
 from foveate.models.families.qwen_tower import QwenTower, in_units
 from foveate.models.tower import EncoderGroup
 
@@ -20,7 +22,9 @@ class Qwen3Tower(QwenTower):
 
     def __init__(self, visual: nn.Module) -> None:
         super().__init__(visual)
-        self.levels = tuple(self.config.deepstack_visual_indexes)
+        named = list(self.config.deepstack_visual_indexes)
+        self.levels = tuple(sorted(named))
+        self.mergers = [visual.deepstack_merger_list[named.index(block)] for block in self.levels]
 
     def embed(self, pixels: Tensor, grid: Grid) -> Tensor:
         """See `Tower.embed`."""
@@ -42,16 +46,27 @@ class Qwen3Tower(QwenTower):
         return torch.stack([self.tokens(self.behind(group, b), group.riders.grid) for b in self.levels], dim=2)
 
     def project(self, x: Tensor) -> Tensor:
-        """The merger: units (..., 4 C) -> (..., D), each on its own."""
+        """See `QwenTower.project`."""
         merger = self.visual.merger
         return _through(merger, merger.norm(x.unflatten(-1, (self.merge, -1))).flatten(-2))
 
     def project_extra(self, extra: Tensor) -> Tensor:
         """(..., L, 4 C) -> (..., L, D), every level by a merger of its own."""
-        mergers = self.visual.deepstack_merger_list
-        levels = [_through(m, m.norm(x)) for m, x in zip(mergers, extra.unbind(-2), strict=True)]
+        levels = [_through(m, m.norm(x)) for m, x in zip(self.mergers, extra.unbind(-2), strict=True)]
         return torch.stack(levels, dim=-2)
 
 
 def _through(merger: nn.Module, normed: Tensor) -> Tensor:
     return merger.linear_fc2(merger.act_fn(merger.linear_fc1(normed)))
+
+
+class Qwen3VLHost(QwenHost):
+    """An HF `Qwen3VLForConditionalGeneration`; see `Host`."""
+
+    model_class = Qwen3VLForConditionalGeneration
+    tower_class = Qwen3Tower
+    tower: Qwen3Tower
+
+    def project_extra(self, extra: Tensor) -> Tensor:
+        """See `Host.project_extra`."""
+        return self.tower.project_extra(extra)

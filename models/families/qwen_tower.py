@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -62,9 +63,21 @@ class QwenTower(Tower):
 
     Args:
         visual: the tower with its merger.
+
+    Attributes:
+        side: patches along a unit's side.
+        frames: of a video that a patch spans; a still picture stands in all of them.
+        gated: its MLP has three matrices.
+        window: tokens along the side of an attention window; 0 = none.
+        full: blocks that see the whole picture where others have windows.
+        levels: blocks whose states ride along to the decoder's first layers, ascending.
     """
 
     has_cls = False
+    gated: ClassVar[bool] = False
+    window: int = 0
+    full: frozenset[int] = frozenset()
+    levels: tuple[int, ...] = ()
 
     def __init__(self, visual: nn.Module) -> None:
         c = visual.config
@@ -146,6 +159,10 @@ class QwenTower(Tower):
     def tokens(self, x: Tensor, grid: Grid) -> Tensor:
         """See `Tower.tokens`."""
         return x.unflatten(1, (-1, self.merge)).flatten(2)
+
+    @abstractmethod
+    def project(self, x: Tensor) -> Tensor:
+        """The merger: units (..., merge * C) -> (..., D), each on its own."""
 
     def behind(self, group: EncoderGroup, layer: int) -> Tensor:
         """(b, m, C) a block's output, of a group behind the last one."""

@@ -1,22 +1,9 @@
 """Tiny Qwen models: built and saved once a run, loaded back as HF's own and as hosts."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
+import tiny_qwen
 import torch
 from transformers import AutoModelForImageTextToText
-
-
-def _builders():
-    path = Path(__file__).resolve().parent.parent / "tiny_qwen.py"
-    spec = importlib.util.spec_from_file_location("tiny_qwen", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["tiny_qwen"] = module
-    spec.loader.exec_module(module)
-    return module
-
 
 KINDS = ("qwen2_5_vl", "qwen3_vl")
 
@@ -25,7 +12,7 @@ KINDS = ("qwen2_5_vl", "qwen3_vl")
 def tiny():
     """The builders."""
     torch.set_num_threads(1)
-    return _builders()
+    return tiny_qwen
 
 
 @pytest.fixture(scope="session", params=KINDS)
@@ -55,6 +42,21 @@ def original(folders):
     def get(kind):
         if kind not in made:
             made[kind] = AutoModelForImageTextToText.from_pretrained(folders(kind)).eval()
+        return made[kind]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def hosts(folders):
+    """Family -> host, loaded once."""
+    from foveate.models import load_host
+
+    made = {}
+
+    def get(kind):
+        if kind not in made:
+            made[kind] = load_host(folders(kind))
         return made[kind]
 
     return get

@@ -33,7 +33,7 @@ def riders(grid, views):
     n = grid[1] * grid[2]
     index = torch.arange(n).expand(views, n)
     names = dict.fromkeys(Riders.__dataclass_fields__, index)
-    return Riders(**names | {"size": torch.ones(views, n), "grid": grid, "whole": True})
+    return Riders(**names | {"size": torch.ones(views, n), "grid": grid, "whole": True, "renumber": False})
 
 
 def run(tower, x, grid):
