@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import InternVLForConditionalGeneration
 
 from foveate.compressors.base import Grid
+from foveate.models.decoder import Decoder
 from foveate.models.errors import UnsupportedModel
-from foveate.models.families.shuffle import TiledInputs, folded, in_units
+from foveate.models.families.shuffle import ShuffleHost, TiledInputs, check_decoder, folded, in_units, shape_of
 from foveate.models.tower import Tower
 
 
@@ -107,3 +109,50 @@ class InternVLInputs(TiledInputs):
         views = [np.asarray(each).transpose(1, 2, 0) for each in done["pixel_values"]]
         n = self.grid[1] * self.grid[2]
         return views, f"{self.start}{self.image_token * (n * len(views))}{self.end}"
+
+
+class InternVLHost(ShuffleHost):
+    """An HF `InternVLForConditionalGeneration`; see `Host`."""
+
+    model_class = InternVLForConditionalGeneration
+
+    @classmethod
+    def check(cls, config: Any, name: str) -> None:
+        """See `Host.check`."""
+        check_decoder(config, name)
+        vision, layer = config.vision_config, config.vision_feature_layer
+        if vision.model_type != "internvl_vision":
+            raise UnsupportedModel(f"{name}: vision tower {vision.model_type!r}; known: internvl_vision")
+        if not isinstance(layer, int):
+            raise UnsupportedModel(f"{name}: vision_feature_layer {layer}: needs one layer, not a list")
+        if config.vision_feature_select_strategy != "default":
+            raise UnsupportedModel(f'{name}: the pixel shuffle has no place for CLS; needs feature selection "default"')
+        side = round(1 / config.downsample_ratio)
+        if side < 1 or abs(side * config.downsample_ratio - 1) > 1e-6:
+            raise UnsupportedModel(f"{name}: downsample_ratio {config.downsample_ratio} is not one over a whole number")
+        for what in ("image_size", "patch_size"):
+            if len(set(getattr(vision, what))) > 1:
+                raise UnsupportedModel(f"{name}: {what} {list(getattr(vision, what))}: needs squares")
+        if vision.image_size[0] // vision.patch_size[0] % side:
+            raise UnsupportedModel(
+                f"{name}: {side} x {side} patches a token do not divide views of {vision.image_size}"
+            )
+
+    def parts(self) -> None:
+        """See `Host.parts`."""
+        c, core = self.model.config, self.model.model
+        side = round(1 / c.downsample_ratio)
+        self.tower = InternVLTower(core.vision_tower, c.vision_feature_layer, side)
+        self.decoder = Decoder(core.language_model, self.model.lm_head)
+        along = c.vision_config.image_size[0] // self.tower.patch // side
+        self.grid, dim = (1, along, along), c.text_config.hidden_size
+        self.shape = shape_of(self.tower, c.vision_config, self.decoder, (dim, dim))
+
+    def inputs_of(self, processor: Any) -> InternVLInputs:
+        """See `Host.inputs_of`."""
+        token = self.model.config.image_token_id
+        return self._settle(InternVLInputs(processor, token, self.tower.side, self.tower.patch))
+
+    def project(self, x: Tensor) -> Tensor:
+        """See `Host.project`."""
+        return self.model.model.multi_modal_projector(x)

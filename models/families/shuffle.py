@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from foveate.compressors.base import Grid
+from foveate.models.decoder import DECODERS, Decoder
 from foveate.models.errors import HostError, UnsupportedModel
-from foveate.models.inputs import TEXT, Framed, Inputs, View, resized
-
-NO_REDUCTION_INSIDE = "a token is {side} x {side} patches, merged behind the tower: inside it none can leave alone"
-"""Why methods at `encoder` cannot run; `side` is k."""
+from foveate.models.host import Host
+from foveate.models.inputs import TEXT, Framed, Inputs, PromptShape, View, resized
+from foveate.models.tower import Tower
+from foveate.plans.cost import HostShape, ViTShape
 
 
 def in_units(x: Tensor, grid: Grid, side: int) -> Tensor:
@@ -111,3 +112,57 @@ class TiledInputs(Inputs):
         if tool.do_normalize:
             x = (x - torch.tensor(tool.image_mean)) / torch.tensor(tool.image_std)
         return x.permute(0, 3, 1, 2)
+
+
+class ShuffleHost(Host):
+    """A model whose pictures are tiles and whose tokens are units; see `Host`."""
+
+    _usual: PromptShape | None = None
+
+    def prompt_shape(self, n_text: int) -> PromptShape:
+        """See `Host.prompt_shape`: a picture of one view's size, with its markers; on paper, that view alone."""
+        if self._usual is None:
+            return PromptShape(n_text, (self.grid,))
+        return PromptShape(n_text + self._usual.n_text, self._usual.grids)
+
+    def _settle(self, inputs: TiledInputs) -> TiledInputs:
+        """Takes over what the processor, and not the configuration, says about a usual picture."""
+        self.grid = inputs.grid
+        edge = inputs.grid[1] * inputs.unit
+        usual = inputs.framed(np.zeros((edge, edge, 3), np.uint8))
+        self._usual = PromptShape(int((usual.view < 0).sum()), tuple(view.grid for view in usual.views))
+        return inputs
+
+
+def check_decoder(config: Any, name: str) -> None:
+    """Refuses a decoder that cannot be opened. Raises: UnsupportedModel."""
+    if config.text_config.model_type not in DECODERS:
+        raise UnsupportedModel(
+            f"{name}: language model {config.text_config.model_type!r}; known: {', '.join(DECODERS)}"
+        )
+
+
+def shape_of(tower: Tower, config: Any, decoder: Decoder, projector: tuple[int, ...]) -> HostShape:
+    """Sizes for the cost model.
+
+    Args:
+        tower: opened.
+        config: of the tower.
+        decoder: opened.
+        projector: widths behind the units.
+    """
+    return HostShape(
+        vit=ViTShape(
+            dim=config.hidden_size,
+            mlp=config.intermediate_size,
+            layers=tower.depth,
+            heads=tower.heads,
+            patch=tower.patch,
+            channels=config.num_channels,
+            cls=tower.has_cls,
+            merge=tower.merge,
+        ),
+        projector=(tower.merge * config.hidden_size, *projector),
+        decoder=decoder.shape,
+        bytes_per_value=decoder.bytes_per_value,
+    )

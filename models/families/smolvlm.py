@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import Idefics3ForConditionalGeneration, SmolVLMForConditionalGeneration
 
 from foveate.compressors.base import Grid
-from foveate.models.families.shuffle import TiledInputs, folded, in_units
+from foveate.models.decoder import Decoder
+from foveate.models.errors import UnsupportedModel
+from foveate.models.families.shuffle import ShuffleHost, TiledInputs, check_decoder, folded, in_units, shape_of
 from foveate.models.vit import VisionTower
 
 
@@ -71,3 +74,41 @@ class SmolVLMInputs(TiledInputs):
                 tiles += f"{self.around}<row_{row}_col_{column}>{run}"
             tiles += "\n"
         return f"{tiles}{chr(10) * bool(tiles)}{self.around}{self.overview}{run}{self.around}"
+
+
+class SmolVLMHost(ShuffleHost):
+    """An HF `SmolVLMForConditionalGeneration` or `Idefics3ForConditionalGeneration`; see `Host`."""
+
+    @classmethod
+    def model_class_of(cls, config: Any) -> Any:
+        """See `Host.model_class_of`."""
+        return Idefics3ForConditionalGeneration if config.model_type == "idefics3" else SmolVLMForConditionalGeneration
+
+    @classmethod
+    def check(cls, config: Any, name: str) -> None:
+        """See `Host.check`."""
+        check_decoder(config, name)
+        vision, side = config.vision_config, config.scale_factor
+        sizes = (vision.image_size, vision.patch_size)
+        if not all(isinstance(size, int) for size in sizes) or sizes[0] // sizes[1] % side:
+            raise UnsupportedModel(
+                f"{name}: views of {sizes[0]} in patches of {sizes[1]}: needs squares whose sides {side} divides"
+            )
+
+    def parts(self) -> None:
+        """See `Host.parts`."""
+        c, core = self.model.config, self.model.model
+        self.tower = SmolVLMTower(core.vision_model, c.scale_factor)
+        self.decoder = Decoder(core.text_model, self.model.lm_head)
+        along = self.tower.grid[1] // c.scale_factor
+        self.grid = (1, along, along)
+        self.shape = shape_of(self.tower, c.vision_config, self.decoder, (c.text_config.hidden_size,))
+
+    def inputs_of(self, processor: Any) -> SmolVLMInputs:
+        """See `Host.inputs_of`."""
+        token = self.model.config.image_token_id
+        return self._settle(SmolVLMInputs(processor, token, self.tower.side, self.tower.patch))
+
+    def project(self, x: Tensor) -> Tensor:
+        """See `Host.project`."""
+        return self.model.model.connector.modality_projection(x)

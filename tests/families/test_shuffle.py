@@ -11,7 +11,7 @@ from foveate.models.families.internvl import InternVLInputs, InternVLTower
 from foveate.models.families.shuffle import folded, in_units
 from foveate.models.families.smolvlm import SmolVLMInputs, SmolVLMTower
 from foveate.models.processors import Parts
-from foveate.models.signals import tower_signal, without_cls
+from foveate.models.signals import tower_signal
 
 pytestmark = pytest.mark.fast
 
@@ -131,18 +131,18 @@ def test_signals_of_internvl_are_its_own_attention(vision):
     states, grid = walked(tower, pixels, GRID[INTERNVL]), GRID[INTERNVL]
     for layer in range(4):
         q, k = tower.queries_keys(layer, states[layer], 65, grid)
-        found = tower_signal(tower, "cls_attention", q, k, None)
-        assert torch.allclose(found, whole[layer][:, :, 0], atol=1e-6)
-        _, patches = without_cls("cls_attention", found, tower.first)
-        units = tower.folded("cls_attention", patches, grid)
-        assert units.shape == (2, 3, 16)
-        assert torch.allclose(units.sum(-1) + found[..., 0], torch.ones(2, 3), atol=1e-5)
-        received = tower_signal(tower, "received_attention", q, k, None)
-        assert torch.allclose(received, whole[layer].mean((1, 2)), atol=1e-6)
+        cls, units = tower_signal(tower, "cls_attention", layer, q, k, None, grid)
+        assert torch.allclose(cls[..., 0], whole[layer][:, :, 0, 0], atol=1e-6)
+        wanted = folded("cls_attention", whole[layer][:, :, 0, 1:], grid, 2)
+        assert units.shape == (2, 3, 16) and torch.allclose(units, wanted, atol=1e-6)
+        assert torch.allclose(units.sum(-1) + cls[..., 0], torch.ones(2, 3), atol=1e-5)
+        _, received = tower_signal(tower, "received_attention", layer, q, k, None, grid)
+        wanted = folded("received_attention", whole[layer].mean((1, 2))[:, 1:], grid, 2)
+        assert torch.allclose(received, wanted, atol=1e-6)
+        assert tower_signal(tower, "keys", layer, None, k, None, grid)[1].shape == (2, 16, 8)
         first, all_keys = tower.queries_keys(layer, states[layer], 1, grid)
         assert torch.allclose(first, q[:, :, :1], atol=1e-5) and torch.equal(all_keys, k)
         assert tower.queries_keys(layer, states[layer], 0, grid)[0] is None
-        assert tower.folded("keys", without_cls("keys", k.mean(1), 1)[1], grid).shape == (2, 16, 8)
 
 
 @pytest.mark.parametrize("family", [SMOLVLM, IDEFICS3])
@@ -156,9 +156,10 @@ def test_without_cls_the_attention_received_stands_for_it(family):
     assert not tower.has_cls and tower.first == 0
     for layer in range(4):
         q, k = tower.queries_keys(layer, states[layer], states[layer].shape[1], grid)
-        found = tower_signal(tower, "cls_attention", q, k, None)
-        assert torch.allclose(found[:, 0], whole[layer].mean((1, 2)), atol=1e-6)
-        assert torch.allclose(tower.folded("cls_attention", found, grid).sum(-1), torch.ones(2, 1), atol=1e-5)
+        cls, units = tower_signal(tower, "cls_attention", layer, q, k, None, grid)
+        wanted = folded("cls_attention", whole[layer].mean((1, 2)), grid, SIDE[family])
+        assert cls.shape == (2, 1, 0) and torch.allclose(units[:, 0], wanted, atol=1e-6)
+        assert torch.allclose(units.sum(-1), torch.ones(2, 1), atol=1e-5)
 
 
 @pytest.mark.parametrize("family", [SMOLVLM, IDEFICS3])
@@ -203,7 +204,7 @@ def test_views_are_the_processors_tiles_in_its_order(family):
     seen = set()
     for settings in settings_of(family):
         inputs, reference = inputs_of(family, **settings)
-        for height, width in SIZES[:7]:
+        for height, width in SIZES:
             rgb = tiny.picture(height, height, width)
             found = inputs.framed(rgb)
             assert all(view.pixels.dtype == np.uint8 and view.grid == GRID[family] for view in found.views)
@@ -232,6 +233,18 @@ def test_prompts_are_the_processors_and_say_what_each_entry_shows(family, pictur
             assert (row.position[~shows] == -1).all() and row.place.tolist() == [[i] for i in range(len(row.ids))]
             assert row.shape.grids == (GRID[family],) * views and row.shape.n_visual == n * views
             assert row.shape.n_text == len(row.ids) - n * views and len(row.pictures) == pictures
+
+
+def test_a_processor_in_parts_is_the_whole_one(tmp_path):
+    whole = tiny.processor(SMOLVLM)
+    whole.save_pretrained(tmp_path)
+    tiny.config(SMOLVLM).save_pretrained(tmp_path)
+    parts, talk = Parts.load(str(tmp_path)), [{"role": "user", "content": [{"type": "image"}]}]
+    assert parts.image_processor.to_dict() == whole.image_processor.to_dict()
+    assert type(parts.image_processor).__name__ == "SmolVLMImageProcessorPil"
+    assert parts.chat_template == whole.chat_template
+    assert parts.apply_chat_template(talk, add_generation_prompt=True) == "User:<image>\nAssistant:"
+    assert parts.tokenizer("<image>left").input_ids == whole.tokenizer("<image>left").input_ids
 
 
 def test_tiles_of_smolvlm_are_named_by_row_and_column():

@@ -138,6 +138,7 @@ def config(family: str, decoder: str = "", **vision):
         "pad_token_id": 0,
         "bos_token_id": 1,
         "eos_token_id": END,
+        **({"sliding_window": None} if decoder == "mistral" else {}),
     }
     image = words.convert_tokens_to_ids(MARKER[family])
     shape = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 4, "num_attention_heads": 3}
