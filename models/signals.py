@@ -17,6 +17,8 @@ from foveate.models.prefill import Prefill, visual_index
 from foveate.models.tower import BlockInput, Tower
 
 ATTENTION_KINDS = ("cls_attention", "received_attention", "keys")
+QUERIES = 512
+"""How many queries of a tower are held at a time: a large picture has tens of thousands of patches."""
 
 
 def by_layer(compressor: Compressor, depth: int, now: int, kinds: Sequence[str]) -> dict[int, list[Signal]]:
@@ -62,18 +64,23 @@ def _of_patches(
     """One signal over all rows of a block, CLS included."""
     if kind == "keys":
         return k.mean(dim=1)
-    by_cls = kind == "cls_attention" and tower.has_cls
-    logits = ((q[:, :, :1] if by_cls else q) @ k.transpose(-1, -2)).float() * tower.scale
+    if kind == "cls_attention" and tower.has_cls:
+        return _attention(tower, layer, q[:, :, :1], k, bias, grid, 0)[:, :, 0]
+    parts = q.split(QUERIES, dim=2)
+    sums = [_attention(tower, layer, p, k, bias, grid, i * QUERIES).sum(dim=(1, 2)) for i, p in enumerate(parts)]
+    received = sum(sums) / (q.shape[1] * q.shape[2])
+    return received[:, None] if kind == "cls_attention" else received
+
+
+def _attention(tower: Tower, layer: int, q: Tensor, k: Tensor, bias: Tensor | None, grid: Grid, first: int) -> Tensor:
+    """Attention of some queries, from the `first` on, to all rows of a block: (b, H, queries, c + m) float32."""
+    logits = (q @ k.transpose(-1, -2)).float() * tower.scale
     if bias is not None:
         logits = logits + bias[:, None, None, :]
     windows = tower.windows(layer, grid)
     if windows is not None:
-        logits = logits.masked_fill(windows[: logits.shape[2], None] != windows[None], float("-inf"))
-    attention = logits.softmax(-1)
-    if by_cls:
-        return attention[:, :, 0]
-    received = attention.mean(dim=(1, 2))
-    return received[:, None] if kind == "cls_attention" else received
+        logits = logits.masked_fill(windows[first : first + q.shape[2], None] != windows[None], float("-inf"))
+    return logits.softmax(-1)
 
 
 def without_cls(kind: str, value: Tensor, first: int) -> tuple[Tensor, Tensor]:

@@ -233,3 +233,13 @@ def test_another_question_about_the_same_pictures_takes_up_what_is_there(host, t
     fresh.decode(max_new_tokens=5)
     assert again.generated == fresh.generated
     assert torch.allclose(again.logits, fresh.logits, atol=1e-5)
+
+
+@torch.no_grad()
+def test_attention_received_does_not_depend_on_how_many_queries_are_held_at_a_time(host, tiny, monkeypatch):
+    p = host.open([tiny.picture(0, 24, 40)], ["left ?"])
+    p.encode()
+    asked = [Signal("received_attention", 0)]
+    whole = p.ask.of_block([0], 0, asked, "outside")["received_attention"]
+    monkeypatch.setattr("foveate.models.signals.QUERIES", 7)
+    assert torch.allclose(p.ask.of_block([0], 0, asked, "outside")["received_attention"], whole, atol=1e-6)
