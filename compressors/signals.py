@@ -24,6 +24,7 @@ SHAPES: dict[str, str] = {
     "text_similarity": "(B, N) cosine of each token, projected by the text tower's partner, with the question's vector",
     # decoder
     "last_query": "(B, H, N) softmax row of the last prompt token in one decoder layer, its entry on each visual token",
+    "visual_keys": "(B, N, d) keys of each visual token in one decoder layer, rotated as cached, mean over KV heads",
     "accumulated_attention": "(B, K, S) attention received by each cached key, summed over queries and group's heads",
 }
 """Kind of signal -> shape and meaning."""

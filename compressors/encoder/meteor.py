@@ -42,8 +42,8 @@ class Meteor(Selector):
     fidelity = "reconstruction"
 
     def blocks(self, depth: int) -> list[int]:
-        """The last block of each third; those of a shallow tower that fall together are one."""
-        return sorted({scaled((1, 3), depth) - 1, scaled((2, 3), depth) - 1, depth - 1})
+        """Thirds of CLIP-L, of whose 24 blocks 23 run; those of a shallow tower that fall together are one."""
+        return sorted({scaled((8, 23), depth) - 1, scaled((16, 23), depth) - 1, depth - 1})
 
     def signals(self, depth: int) -> frozenset[Signal]:
         return frozenset(Signal("cls_attention", block) for block in self.blocks(depth))

@@ -22,6 +22,7 @@ def build_tokens(n=12, batch=1, dim=8, grid=None, dtype=torch.float32, cls=False
         "received_attention": softmax(generator, batch, n),
         "attention_map": softmax(generator, batch, n, n),
         "keys": torch.randn(batch, n, KEY_DIM, generator=generator),
+        "visual_keys": torch.randn(batch, n, KEY_DIM, generator=generator),
         "text_similarity": torch.rand(batch, n, generator=generator) * 2 - 1,
         "last_query": softmax(generator, batch, HEADS, n),
     }
