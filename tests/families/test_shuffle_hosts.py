@@ -1,5 +1,6 @@
 """InternVL, SmolVLM and Idefics3 as hosts: untouched they are the model, compressed they keep counts and ledgers."""
 
+import numpy as np
 import pytest
 import tiny_shuffle as tiny
 import torch
@@ -11,6 +12,8 @@ from foveate.compressors.registry import COMPRESSORS, make
 from foveate.models import load_host
 from foveate.models.errors import HostError, UnsupportedModel
 from foveate.models.families import family as host_class
+from foveate.models.families.shuffle import folded
+from foveate.models.features import TOKEN_FEATURES, feature_flops, reveal
 from foveate.plans.plan import BLIND, UNCOMPRESSED, Plan, keep_count
 
 SIZES = [(40, 40), (40, 90), (90, 40), (20, 30)]
@@ -297,6 +300,49 @@ def test_cls_of_internvl_guides_and_never_becomes_a_token(opened, family):
     p.thin(make("outside", "visionzip"), 0.5)
     assert all(state.cls is None for state in p.tokens)
     assert p.counts["outside"] == [sum(keep_count(view.n, 0.5) for view in row.views) for row in p.rows]
+
+
+@fast
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_pass_reveals_is_finite_differs_and_costs_what_is_said(opened, family):
+    host = opened(family)[0]
+    p = host.open(*rows(family))
+    for group, names in TOKEN_FEATURES.items():
+        found = reveal(p, group)
+        assert all(f.shape == (len(names),) and np.isfinite(f).all() and abs(f).max() <= 1 for f in found)
+        assert not np.allclose(found[0], found[1])
+    for row, ledger in zip(p.rows, p.ledger, strict=True):
+        charged = sum(f for stage, _, f, kind in ledger.entries if stage == "features")
+        assert charged == sum(feature_flops(host, row.shape).values())
+
+
+@fast
+@torch.no_grad()
+def test_what_cls_of_internvl_looks_at_is_revealed_unit_by_unit(opened):
+    host, model, _ = opened(INTERNVL, "eager")
+    p = host.open(*rows(INTERNVL))
+    p.encode()
+    views = [view for row in p.rows for view in row.views]
+    model.set_attn_implementation("eager")
+    seen = model.model.vision_tower(host.pixels(views), output_attentions=True).attentions[-1][:, :, 0, 1:].mean(1)
+    wanted = folded("received_attention", seen, host.grid, 2)
+    for number in range(len(views)):
+        assert np.allclose(p.ask.cls_attention(number, "features"), wanted[number].numpy(), atol=1e-6)
+
+
+@fast
+@pytest.mark.parametrize("family", FAMILIES)
+def test_another_question_about_the_same_pictures_starts_behind_the_tower(opened, family):
+    host, images = opened(family)[0], rows(family)[0]
+    plan = Plan.of(outside=("tome", 0.5), prefill=("fastv", 0.5))
+    p = host.open(images, QUESTIONS[:2]).run(plan)
+    again = p.next_turn(QUESTIONS[2:])
+    again.prefill(make("prefill", "fastv"), 0.5)
+    fresh = host.open(images, QUESTIONS[2:])
+    fresh.thin(make("outside", "tome"), 0.5)
+    fresh.prefill(make("prefill", "fastv"), 0.5)
+    assert again.ledger[0].by_stage()["encoder"] == p.ledger[0].by_stage()["encoder"]
+    assert torch.allclose(again.logits, fresh.logits, atol=1e-4)
 
 
 @fast
