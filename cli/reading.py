@@ -11,6 +11,7 @@ from foveate.plans.plan import STAGES, UNCOMPRESSED, Choice, Plan, near, stage_i
 
 if TYPE_CHECKING:
     from foveate.models.host import Host
+    from foveate.models.inputs import PromptShape
 
 PLAN_HELP = 'named plan, YAML file, "outside:visionzip@0.25 + prefill:fastv@0.5", or JSON; "none" = uncompressed'
 
@@ -33,11 +34,24 @@ def read_plan(text: str) -> Plan:
     elif "@" in text and not Path(text).is_file():
         plan = _labelled(text)
     else:
-        from foveate.plans.named import load_plan
-
-        plan = load_plan(text)
+        plan = _named(text)
     check_methods(plan)
     return plan
+
+
+def _named(text: str) -> Plan:
+    """A plan from its file or its name; whoever gives a method's name instead is told the form."""
+    from foveate.compressors.registry import COMPRESSORS
+    from foveate.plans.named import load_plan
+
+    try:
+        return load_plan(text)
+    except FileNotFoundError as error:
+        at = [stage for stage, name in COMPRESSORS if name == text]
+        if not at:
+            raise
+        form = f"{min(at, key=STAGES.index)}:{text}@0.25"
+        raise ValueError(f"plan {text!r} is a method: give its stage and keep ratio, such as {form!r}") from error
 
 
 def _labelled(text: str) -> Plan:
@@ -74,24 +88,44 @@ def check_methods(plan: Plan) -> None:
             raise ValueError(f"plan, {stage}: unknown method {choice.method!r}; near: {near(choice.method, known)}")
 
 
-def check_runs(host: Host, plan: Plan, n_text: int = 1) -> None:
+def check_runs(host: Host, plan: Plan, shape: PromptShape | None = None) -> None:
     """Raises: ValueError where a model cannot run a plan, with the stage and the reason."""
     for stage, choice in plan.active:
         if (reason := host.supports(stage, choice.method)) is not None:
             raise ValueError(f"plan, {stage}: {reason}")
     try:
-        host.forecast(plan, n_text)
+        host.forecast(plan, shape or host.prompt_shape(1))
     except ValueError as error:
         raise ValueError(f"plan {plan.label()}: {error}") from None
 
 
 def open_model(model: str, dtype: str = "float32", device: str = "cpu") -> Host:
-    """A model, loaded behind a spinner. Raises: UnsupportedModel."""
+    """A model, loaded behind a spinner.
+
+    Raises:
+        ValueError: a name that cannot be one, or a device that cannot be used.
+        UnsupportedModel: a model that cannot be had or run.
+    """
     from foveate.cli.text import waiting
 
-    if model == "reference" or Path(model).exists():  # nothing to download: the spinner says enough
+    here = model == "reference" or Path(model).exists()
+    if not here and "/" not in model:  # hub ids have an owner; asking the hub takes half a minute where there is none
+        raise ValueError(f"model {model!r}: not 'reference', no folder of that name, and no hub id (owner/name)")
+    if here:  # nothing to download: the spinner says enough
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when transformers is first imported
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # what fails is told at the end, not at every try
     with waiting(f"loading {model}"):
+        _check_device(device)
         from foveate.models import load_host
 
         return load_host(model, dtype, device)
+
+
+def _check_device(device: str) -> None:
+    """Raises: ValueError where torch cannot use a device."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an assertion: a torch that was built without it
+        raise ValueError(f"device {device!r}: {str(error).splitlines()[0]}") from None

@@ -39,9 +39,8 @@ def find_config(kind: str, name: str | Path) -> Path:
         if path.is_file():
             return path
     shipped = sorted(path.stem for path in (CONFIGS / kind).glob("*.yaml"))
-    raise FileNotFoundError(
-        f"no file {str(name)!r}, nor one of that name in {kind}; near: {near(Path(name).stem, shipped)}"
-    )
+    where, close = Path("configs", kind).as_posix(), near(Path(name).stem, shipped)
+    raise FileNotFoundError(f"no file {str(name)!r}, nor one of that name in {where}; near: {close}")
 
 
 def parse_yaml(path: str | Path, parse: Callable[[Any], T]) -> T:

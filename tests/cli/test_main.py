@@ -41,6 +41,9 @@ def test_an_unknown_verb_lists_near_ones(call):
         (["run"], "--image"),
         (["run", "--image", "a.png", "--question", "q", "--budget", "0.3", "--lam", "1"], "--lam"),
         (["replay", "--split", "tset", "--out", "t"], "tset"),
+        (["run", "--question", "q?"], "--image"),
+        (["run", "--image", "gone.png", "--question", "q?"], "gone.png"),
+        (["train", "gone"], "nor one of that name in configs; near: demo, train_tiny"),
     ],
 )
 def test_a_wrong_argument_is_one_line(call, argv, word):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from foveate.cli.reading import read_plan
+from foveate.cli.reading import open_model, read_plan
 from foveate.plans.plan import BLIND, UNCOMPRESSED, Plan
 
 pytestmark = pytest.mark.fast
@@ -33,6 +33,8 @@ def test_a_plan_is_read_from_its_label_its_json_its_name_and_its_file(tmp_path):
         ("outside:visionzip@nan", ["nan"]),
         ("visionzip@0.5", ["stage:method@keep"]),
         ("outside:visionzip@0.5 + outside:random@0.5", ["given twice"]),
+        ("visionzip", ["'visionzip' is a method", "'outside:visionzip@0.25'"]),
+        ("fastv", ["'prefill:fastv@0.25'"]),
         ('{"outside": {"method": "visionzip"}}', ["outside", "keep: ratio"]),
         ('{"outside": ', ["plan"]),
         ('{"prefill": {"method": "visionzip", "keep": 0.5}}', ["prefill", "unknown method"]),
@@ -47,3 +49,15 @@ def test_a_plan_that_cannot_be_is_refused_with_what_and_where(text, words):
 def test_an_unknown_name_lists_near_ones():
     with pytest.raises(FileNotFoundError, match="near: blind"):
         read_plan("blnd")
+
+
+def test_a_model_that_no_place_can_have_is_refused_before_anyone_is_asked():
+    with pytest.raises(ValueError, match=r"^model 'refrence': not 'reference', no folder .* no hub id \(owner/name\)$"):
+        open_model("refrence")
+
+
+@pytest.mark.parametrize("device", ["nodevice", "cpu:x", "cuda:99"])
+def test_a_device_that_cannot_be_used_is_refused_before_the_model_is_read(device):
+    with pytest.raises(ValueError, match=f"^device '{device}': .") as caught:
+        open_model("reference", device=device)
+    assert "\n" not in str(caught.value)

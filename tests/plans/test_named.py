@@ -22,7 +22,7 @@ def test_a_plan_over_two_stages_loads_from_a_path(tmp_path):
 
 
 def test_an_unknown_name_lists_near_ones():
-    with pytest.raises(FileNotFoundError, match="no file 'blnd', nor one of that name in plans; near: blind"):
+    with pytest.raises(FileNotFoundError, match="no file 'blnd', nor one of that name in configs/plans; near: blind"):
         load_plan("blnd")
 
 
