@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 MINIMUM := 3.11
+HARNESS := .venv-lmms
+HARNESS_STAMP := $(HARNESS)/.setup-done
 
 OMP_NUM_THREADS ?= 2
 export OMP_NUM_THREADS
@@ -15,7 +17,7 @@ export OMP_WAIT_POLICY
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint format test fast clean
+.PHONY: help setup lmms demo lint format test fast clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST)
@@ -31,6 +33,16 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
 	@touch $@
 
+lmms: $(HARNESS_STAMP) ## Create .venv-lmms: the harness lmms-eval over .venv, as docs/lmms.md uses it
+
+$(HARNESS_STAMP): $(STAMP) requirements-lmms.txt
+	$(BIN)/python -m venv --without-pip $(HARNESS)
+	# sees all of .venv, the editable install included; nothing in .venv changes
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+	  > "$$($(HARNESS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+	$(BIN)/pip --python $(HARNESS)/bin/python install --quiet --no-deps --no-compile -r requirements-lmms.txt
+	@touch $@
+
 demo: $(STAMP) ## Run the whole pipeline, small, on the embedded model
 	$(BIN)/foveate demo $(ARGS)
 
@@ -42,7 +54,7 @@ format: $(STAMP) ## Put every file into the format that lint checks
 	$(BIN)/ruff check --fix --quiet . || true
 	$(BIN)/ruff format .
 
-test: lint ## Check style and format, then run every test (ARGS="-k name" narrows)
+test: lint $(HARNESS_STAMP) ## Check style and format, then run every test (ARGS="-k name" narrows)
 	$(BIN)/python -m pytest $(ARGS)
 
 fast: $(STAMP) ## Run the quick tests

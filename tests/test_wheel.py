@@ -50,6 +50,10 @@ def test_the_licence_and_the_command_travel_along(wheel):
         "foveate",
         "=",
         "foveate.cli.main:main",
+        "[lmms_eval.models]",
+        "foveate",
+        "=",
+        "foveate.serving.lmms:manifest",
     ]
 
 
