@@ -159,7 +159,7 @@ class Forecast:
     def _tower(self, at: Seen) -> Seen:
         shape, depth, n = self.host.shape, self.host.encoder_depth, at.n
         charge.charge_embed(self.ledger, shape, n)
-        charge.charge_attention(self.ledger, shape, n, 0)
+        charge.charge_attention(self.ledger, shape, n, 0, at.grid)
         method, count = self.method("encoder", n, at.grid, at.whole)
         sites, counts = dict(self.host.sites("encoder", method, n, count)), []
         for block in range(depth):
@@ -168,7 +168,7 @@ class Forecast:
                 self._signals("encoder", method, block, [c for c, _ in counts] + [n], n, here=True)
             counts.append((n, leaving))
             n = leaving
-        charge.charge_tower(self.ledger, shape, counts, method, sites)
+        charge.charge_tower(self.ledger, shape, counts, at.grid, method, sites)
         return replace(at, n=n, whole=method is None, blocks=tuple(c for c, _ in counts))
 
     def _signals(self, stage: str, method: Compressor, now: int, blocks: list[int], n: int, here: bool = False) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from foveate.compressors.base import Compressor
+from foveate.compressors.base import Compressor, Grid
 from foveate.plans.cost import (
     DecoderShape,
     HostShape,
@@ -112,11 +112,9 @@ def vit_mlp(shape: ViTShape, n: int) -> int:
     return (6 if shape.gated else 4) * n * shape.dim * shape.mlp
 
 
-def vit_other(shape: ViTShape, n: int, n_mlp: int, window: int | None = None) -> int:
-    """Estimate for one vision block: softmax 5 h n^2 (5 h n w in windows of w rows), norm and residual 6 n d; 6 d + 8 m
-    on each of n_mlp rows."""
-    reach = n if window is None else min(window, n)
-    return 5 * shape.heads * n * reach + 6 * n * shape.dim + n_mlp * (6 * shape.dim + 8 * shape.mlp)
+def vit_other(shape: ViTShape, n: int, n_mlp: int, pairs: int) -> int:
+    """Estimate for a vision block: 5 h of softmax on each pair, 6 d of norm on n rows; 6 d + 8 m on n_mlp rows."""
+    return 5 * shape.heads * pairs + 6 * n * shape.dim + n_mlp * (6 * shape.dim + 8 * shape.mlp)
 
 
 def decoder_other(shape: DecoderShape, n: int, cached: int = 0) -> int:
@@ -130,18 +128,19 @@ def charge_embed(ledger: Ledger, shape: HostShape, n: int) -> None:
     ledger.add("encoder", "patch embedding", patch_embed(shape.vit, n * shape.vit.merge))
 
 
-def charge_attention(ledger: Ledger, shape: HostShape, n: int, block: int) -> None:
-    """The attention half of a vision block on n tokens (CLS comes on top)."""
-    m, window = shape.vit.rows(n), shape.vit.reach(block)
-    ledger.add("encoder", "blocks", vit_block(shape.vit, m, window) - vit_mlp(shape.vit, m))
-    ledger.add("encoder", "blocks", vit_other(shape.vit, m, 0, window), "other")
+def charge_attention(ledger: Ledger, shape: HostShape, n: int, block: int, grid: Grid) -> None:
+    """The attention half of a vision block on n tokens (CLS comes on top) of a view with this grid."""
+    m, pairs = shape.vit.rows(n), shape.vit.pairs(block, n, grid)
+    rest = vit_block(shape.vit, m, window=0) - vit_mlp(shape.vit, m)
+    ledger.add("encoder", "blocks", rest + 4 * pairs * shape.vit.dim)
+    ledger.add("encoder", "blocks", vit_other(shape.vit, m, 0, pairs), "other")
 
 
 def charge_mlp(ledger: Ledger, shape: HostShape, n: int) -> None:
     """The MLP half of a vision block on n tokens."""
     m = shape.vit.rows(n)
     ledger.add("encoder", "blocks", vit_mlp(shape.vit, m))
-    ledger.add("encoder", "blocks", vit_other(shape.vit, 0, m), "other")
+    ledger.add("encoder", "blocks", vit_other(shape.vit, 0, m, 0), "other")
 
 
 def charge_project(ledger: Ledger, shape: HostShape, n: int) -> None:
@@ -192,13 +191,23 @@ def charge_tower(
     ledger: Ledger,
     shape: HostShape,
     counts: Sequence[tuple[int, int]],
+    grid: Grid,
     method: Compressor | None,
     sites: Mapping[int, int],
 ) -> None:
-    """The tower but block 0's attention, and the method's own work; counts: tokens entering and leaving each block."""
+    """The tower but block 0's attention, and the method's own work.
+
+    Args:
+        ledger: whose.
+        shape: of the model.
+        counts: tokens entering and leaving each block.
+        grid: of the view's tokens when nothing is compressed.
+        method: what acts in the tower, or None.
+        sites: block -> count there.
+    """
     for block, (entering, leaving) in enumerate(counts):
         if block:
-            charge_attention(ledger, shape, entering, block)
+            charge_attention(ledger, shape, entering, block, grid)
         charge_mlp(ledger, shape, leaving)
         if sites.get(block, entering) < entering:
             ledger.add("encoder", method.name, method_flops(method, shape, "encoder", entering, sites[block]))

@@ -65,7 +65,7 @@ class Pass(Books):
                 self.traces[lane], states[lane] = (group, number), state
                 paid = self.ledger[self.views[lane][0]]
                 ledger.charge_embed(paid, self.host.shape, state.n)
-                ledger.charge_attention(paid, self.host.shape, state.n, 0)
+                ledger.charge_attention(paid, self.host.shape, state.n, 0, grid)
         self.states["peek"], self._peeked = states, list(self.traces)
 
     def _fresh(self, lanes: Sequence[int]) -> Riders:
@@ -97,11 +97,11 @@ class Pass(Books):
             index = torch.tensor([traces[i][1] for i in members], device=start.x.device)
             group = start.at(index, start.x[index], start.riders.at(index))
             group.views = members
-            sites = self.host.sites("encoder", method, group.riders.n, count)
+            sites, grid = self.host.sites("encoder", method, group.riders.n, count), start.riders.grid
             for done in tower.run(group, method, sites, self.ask.in_block(method)):
                 for row, _ in self.at(done.views):
-                    ledger.charge_tower(self.ledger[row], self.host.shape, done.counts, method, dict(sites))
-                x, extra = tower.tokens(done.x[:, tower.first :], start.riders.grid), tower.extra(done)
+                    ledger.charge_tower(self.ledger[row], self.host.shape, done.counts, grid, method, dict(sites))
+                x, extra = tower.tokens(done.x[:, tower.first :], grid), tower.extra(done)
                 after = unstack(x, done.riders, "encoder", [states[lane] for lane in done.views])
                 for number, (lane, state) in enumerate(zip(done.views, after, strict=True)):
                     cls = done.x[number, 0] if tower.hands_cls else None

@@ -32,7 +32,7 @@ class ViTShape:
         cls: whether a CLS row rides along in every block.
         gated: whether the MLP has three matrices instead of two.
         merge: patches of one token behind the tower.
-        window: patches in an attention window; 0 = every block sees all.
+        window: tokens along the side of an attention window; 0 = every block sees all.
         full_blocks: blocks that see all where others have windows.
     Raises:
         ValueError: a size below 1, or a window below 0.
@@ -64,9 +64,19 @@ class ViTShape:
         """Rows of a block's sequence for so many tokens."""
         return tokens * self.merge + int(self.cls)
 
-    def reach(self, block: int) -> int | None:
-        """Keys that a query of a block sees at most; None = all."""
-        return None if not self.window or block in self.full_blocks else self.window
+    def pairs(self, block: int, tokens: int, grid: tuple[int, int, int]) -> int:
+        """Pairs of a query and a key in a block: all, or those within one window; windows are cut off at the border.
+
+        Args:
+            block: 0-based.
+            tokens: that are left of the view.
+            grid: of the view's tokens, of which windows need every one.
+        """
+        if not self.window or block in self.full_blocks:
+            return self.rows(tokens) ** 2
+        frames, *sides = grid
+        squares = [side // self.window * self.window**2 + (side % self.window) ** 2 for side in sides]
+        return frames * squares[0] * squares[1] * self.merge**2
 
     @property
     def query_width(self) -> int:
@@ -164,7 +174,7 @@ def vit_block(shape: ViTShape, n: int, window: int | None = None) -> int:
     Args:
         shape: the tower's.
         n: tokens in the block, CLS and registers included.
-        window: tokens in an attention window, where attention is windowed: 4 n w d instead of 4 n^2 d.
+        window: rows in an attention window, where attention is windowed: 4 n w d instead of 4 n^2 d.
     """
     _check_counts(n=n)
     reach = n if window is None else min(window, n)

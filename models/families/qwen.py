@@ -165,7 +165,7 @@ def shape_of(tower: QwenTower, decoder: Decoder) -> HostShape:
             cls=False,
             gated=tower.gated,
             merge=tower.merge,
-            window=(tower.window * tower.side) ** 2,
+            window=tower.window,
             full_blocks=tuple(sorted(tower.full)),
         ),
         projector=(unit, unit, v.out_hidden_size),

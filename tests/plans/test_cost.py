@@ -74,6 +74,14 @@ class TestByHand:
         assert vit_block(plain, 10, window=64) == 4160
         assert patch_embed(plain, 9) == 2 * 9 * (3 * 4) * 4
 
+    def test_windows_are_cut_off_at_the_border_and_some_blocks_have_none(self):
+        windowed = ViTShape(4, 8, 3, 2, 2, cls=False, merge=4, window=2, full_blocks=(1,))
+        grid = (1, 3, 5)  # windows of 2 and 1 rows, of 2, 2 and 1 columns; four patches a token
+        assert windowed.pairs(0, 15, grid) == windowed.pairs(2, 15, grid) == 16 * (4 + 1) * (4 + 4 + 1)
+        assert windowed.pairs(1, 15, grid) == 60 * 60
+        assert windowed.pairs(0, 15, (1, 1, 1)) == 16
+        assert ViTShape(4, 8, 3, 2, 2).pairs(0, 7, (1, 4, 4)) == 8 * 8  # of 16 tokens 7 are left, and CLS
+
     def test_a_projector_takes_a_host_or_widths_and_any_depth(self):
         host = HostShape(ViTShape(4, 8, 1, 2, 2), (4, 8, 8), SMALL, 4)
         assert projector(host, 5) == projector((4, 8, 8), 5) == 2 * 5 * (4 * 8 + 8 * 8)
