@@ -22,6 +22,8 @@ SHAPES: dict[str, str] = {
     "token j; CLS has neither row nor column, and rows are not normalised again without it",
     "keys": "(B, N, d) keys of one ViT block, mean over heads",
     "text_similarity": "(B, N) cosine of each token, projected by the text tower's partner, with the question's vector",
+    "phrase_similarity": "(B, 3, N) largest cosine of each token with the question's entities, with its actions, and "
+    "with the whole of it, as `phrases.parse` and `phrases.phrase_similarity` make them; -inf where it has none",
     # decoder
     "last_query": "(B, H, N) softmax row of the last prompt token in one decoder layer, its entry on each visual token",
     "visual_keys": "(B, N, d) keys of each visual token in one decoder layer, rotated as cached, mean over KV heads",

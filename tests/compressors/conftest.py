@@ -24,6 +24,7 @@ def build_tokens(n=12, batch=1, dim=8, grid=None, dtype=torch.float32, cls=False
         "keys": torch.randn(batch, n, KEY_DIM, generator=generator),
         "visual_keys": torch.randn(batch, n, KEY_DIM, generator=generator),
         "text_similarity": torch.rand(batch, n, generator=generator) * 2 - 1,
+        "phrase_similarity": torch.rand(batch, 3, n, generator=generator) * 2 - 1,
         "last_query": softmax(generator, batch, HEADS, n),
     }
     features = torch.randn(batch, n, dim, generator=generator) if x is None else x
