@@ -63,7 +63,7 @@ def bench_plans(
         for ratio in ratios if reason is None else ():
             plan = Plan.of(**{stage: (name, ratio)})
             try:
-                host.forecast(plan, n_text=8)
+                host.forecast(plan, host.prompt_shape(8))
             except ValueError as error:
                 refused[plan.label()] = str(error)
             else:

@@ -89,7 +89,7 @@ def best_table(rows: Sequence[Row]) -> str:
 
 def stage_shares(host: Host) -> str:
     """Share of each stage in an uncompressed pass with a typical question."""
-    ledger = host.forecast(UNCOMPRESSED, n_text=16)
+    ledger = host.forecast(UNCOMPRESSED, host.prompt_shape(16))
     shares = {stage: flops / ledger.total for stage, flops in ledger.by_stage().items()}
     return f"{ledger.total / 1e9:.3f} GFLOPs: " + ", ".join(
         f"{stage} {100 * share:.1f} %" for stage, share in shares.items()

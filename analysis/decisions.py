@@ -29,9 +29,9 @@ from foveate.controller import Artefact, Controller, Layout, Network, Normalisat
 from foveate.controller.features import pixel_features, question_features
 from foveate.controller.observation import Progress
 from foveate.models import load_host
+from foveate.models.families.llava import LlavaHost
 from foveate.models.features import TOKEN_FEATURES, reveal
 from foveate.models.inputs import Row
-from foveate.models.llava import LlavaHost
 from foveate.models.masks import STOP_GROUP, Masks
 from foveate.models.passes import Pass
 from foveate.models.reference.processor import CHAT, build_tokenizer
@@ -101,7 +101,7 @@ def measure(host: LlavaHost, artefact: Artefact, rounds: int, max_flops: float |
     driver, dials, found = Driver(host, controller), Dials(controller.lam, max_flops), Timed()
     for number, (row, picture) in enumerate(inputs(host, rounds + 1)):
         if max_flops is not None:
-            driver.masks.least(row.n_text)
+            driver.masks.least(row.shape)
         begun = time.perf_counter()
         Pass(host, [row]).prefill()
         full = time.perf_counter() - begun
@@ -121,14 +121,14 @@ def walk(masks: Masks, controller: Controller, row: Row, picture: np.ndarray, di
     """Seconds of each part of deciding all six stages of one row, step by step as the gate does it."""
     clock, p, groups = Clock(), Pass(masks.host, [row]), {}
     with clock.part("masks"):
-        full = masks.full(row.n_text)
+        full = masks.full(row.shape)
     with clock.part("pixels"):
         groups["pixels"] = pixel_features(picture)
     with clock.part("question"):
         groups["question"] = question_features(row.question)
     for stage in STAGES:
         with clock.part("masks"):
-            mask = masks.mask(stage, UNCOMPRESSED, row.n_text, dials.max_flops)
+            mask = masks.mask(stage, UNCOMPRESSED, row.shape, dials.max_flops)
         if stage in STOP_GROUP:
             (p.peek if stage == "prefill" else p.peek_encoder)()
             with clock.part(STOP_GROUP[stage]):

@@ -110,7 +110,7 @@ def by_plan(host: Host, plan: Plan, image: np.ndarray, question: str, max_new_to
     from foveate.serving.gate import record_of
 
     p = host.open([image], [question])
-    check_runs(host, plan, p.n_text[0])
+    check_runs(host, plan, p.shapes[0])
     answer = p.run(plan).decode(max_new_tokens=max_new_tokens)[0]
     return answer, record_of(p, 0, plan, "plan")
 
@@ -172,4 +172,4 @@ def seen_by(host: Host, image: np.ndarray) -> np.ndarray:
     """The picture itself where the model sees all of it, else the crop."""
     crops = bool(getattr(host.inputs.processor.image_processor, "do_center_crop", False))
     square = image.shape[0] == image.shape[1]
-    return host.inputs.framed(image) if crops and not square else image
+    return host.inputs.framed(image).views[0].pixels if crops and not square else image

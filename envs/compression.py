@@ -137,13 +137,13 @@ class CompressionEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         input = self._input(options)
         check_answers(input.id, input.answers, self.terms.quality)
         self._pass = self.host.open([input.image], [input.question])
-        n_text = self._pass.n_text[0]
+        shape = self._pass.shapes[0]
         lam = options["lam"] if "lam" in options else self.terms.draw_lambda(self.np_random)
         if "budget" in options:
             budget = options["budget"]
         else:
-            budget = self.terms.draw_budget(self.np_random, self.masks.least(n_text) / self.masks.full(n_text))
-        self.episode = Episode.begin(self.masks, input, n_text, lam, budget)
+            budget = self.terms.draw_budget(self.np_random, self.masks.least(shape) / self.masks.full(shape))
+        self.episode = Episode.begin(self.masks, input, shape, lam, budget)
         self._ran = 0
         self._reach_stop()
         return self.episode.observe(self.layout), self.episode.info()
@@ -182,7 +182,7 @@ class CompressionEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             episode.groups[STOP_GROUP[episode.stage]] = look(p, episode.stage)[0]
         episode.spent = float(p.ledger[0].total)
         if episode.at and not episode.done:
-            episode.tokens_left = p.counts[STAGES[episode.at - 1]][0] / self.host.n_visual
+            episode.tokens_left = p.counts[STAGES[episode.at - 1]][0] / episode.shape.n_tokens
 
     def _verdict(self) -> tuple[float, dict[str, Any]]:
         """Quality and what the final info says; the answer goes on the bill."""

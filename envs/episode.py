@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from foveate.envs.inputs import Input
 from foveate.envs.masks import Masks
 from foveate.envs.quality import check_mode
 from foveate.plans.plan import STAGES, UNCOMPRESSED, Choice, Plan
+
+if TYPE_CHECKING:
+    from foveate.models.inputs import PromptShape
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Episode:
         input: picture and question.
         lam: trade-off weight.
         budget: hard limit as a share of `full`; None = no limit.
-        n_text: prompt entries that are text.
+        shape: of the row that the host makes of it.
         full: FLOPs of the uncompressed pass.
         plan: the decisions so far.
         at: number of the stage that is due; 6 = all are settled.
@@ -84,7 +87,7 @@ class Episode:
     input: Input
     lam: float
     budget: float | None
-    n_text: int
+    shape: PromptShape
     full: float
     plan: Plan = UNCOMPRESSED
     at: int = 0
@@ -94,7 +97,7 @@ class Episode:
     groups: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, masks: Masks, input: Input, n_text: int, lam: float, budget: float | None) -> Episode:
+    def begin(cls, masks: Masks, input: Input, shape: PromptShape, lam: float, budget: float | None) -> Episode:
         """A new episode at its first decision; where nothing is to be decided at all, at stage `input` with its one
         action.
 
@@ -105,7 +108,7 @@ class Episode:
             raise ValueError(f"lam: {lam} is outside {LAMBDA_LIMITS[0]} .. {LAMBDA_LIMITS[1]}")
         if budget is not None and not 0 < budget < np.inf:
             raise ValueError(f"budget: {budget} is not a positive share of the uncompressed FLOPs")
-        episode = cls(masks, input, lam, budget, n_text, masks.full(n_text))
+        episode = cls(masks, input, lam, budget, shape, masks.full(shape))
         episode.groups["pixels"] = pixel_features(input.image)
         episode.groups["question"] = question_features(input.question)
         episode._pass_by()
@@ -136,7 +139,7 @@ class Episode:
             alone = np.zeros(self.masks.table.shape, dtype=bool)
             alone[0, 0] = True
             return alone
-        return self.masks.mask(self.stage, self.plan, self.n_text, self.limit)
+        return self.masks.mask(self.stage, self.plan, self.shape, self.limit)
 
     def act(self, action: Any) -> None:
         """Takes one action and passes by every stage behind it that has only one.
@@ -162,7 +165,7 @@ class Episode:
             raise ValueError(f"{stage}: action {action!r} is not a pair of whole numbers (method row, ratio level)")
         choice = table.decode(stage, m, r)  # names stage and action where the table does not offer it
         if not self.mask()[m, r]:
-            reason = self.masks.refusal(choice, stage, self.plan)
+            reason = self.masks.refusal(choice, stage, self.plan, self.shape)
             raise ValueError(f"{stage}: action ({m}, {r}), {choice.method}@{choice.keep}, is not legal: {reason}")
         return choice
 

@@ -156,7 +156,7 @@ class Decoder:
         return self.model.rotary_emb(x, position_ids=place[..., 0] if self.coordinates == 1 else place.movedim(-1, 0))
 
     def rotated(self, layer: int, states: Tensor, place: Tensor, part: str) -> Tensor:
-        """Queries (part "q") or keys ("k") of a layer, (b, heads, S, e), from its input (b, S, D) at places (b, S, P)."""
+        """Queries ("q") or keys ("k") of a layer, (b, heads, S, e), from its input (b, S, D) at places (b, S, P)."""
         block = self.layers[layer]
         attention = block.self_attn
         made = getattr(attention, f"{part}_proj")(block.input_layernorm(states)).unflatten(-1, (-1, self.head_dim))

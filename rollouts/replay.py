@@ -34,7 +34,7 @@ SHARD = 48
 
 def legal_plans(host: Host, portfolio: Portfolio) -> list[Plan]:
     """The plans of a portfolio that a host can run, the uncompressed one first and the blind one among them."""
-    rules = Masks(host, ActionTable.from_portfolio(portfolio)).rules
+    rules = Masks(host, ActionTable.from_portfolio(portfolio)).rules()
     plans = [plan for plan in all_plans(portfolio) if plan_refusal(plan, rules, portfolio.max_active_stages) is None]
     return plans if BLIND in plans else [*plans[:1], BLIND, *plans[1:]]
 

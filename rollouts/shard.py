@@ -30,6 +30,7 @@ from foveate.rollouts.worker import Ask, Seen, Worker
 
 if TYPE_CHECKING:
     from foveate.models.host import Host
+    from foveate.models.inputs import PromptShape
 
 REMEMBERED = 4096
 """Inputs whose prompt length and own answer a shard remembers."""
@@ -123,7 +124,7 @@ class Shard:
         self.worker = Worker(host, setup.answer_tokens, setup.batch)
         self.seed, self.b = setup.seed, setup.terms.b
         self.slots: list[Slot] = []
-        self._drawn: OrderedDict[tuple[int, int], tuple[Input, int, float, float | None]] = OrderedDict()
+        self._drawn: OrderedDict[tuple[int, int], tuple[Input, PromptShape, float, float | None]] = OrderedDict()
         self._references: OrderedDict[str, Reference] = OrderedDict()
 
     # -- the environment's side --------------------------------------------------------------------------------------
@@ -173,20 +174,20 @@ class Shard:
         return self.index * self.setup.groups // self.setup.shards + env // self.setup.k
 
     def _begin(self, env: int, number: int) -> Slot:
-        input, n_text, lam, budget = self._draw(self._group(env), number)
-        return Slot(Episode.begin(self.masks, input, n_text, lam, budget), number)
+        input, shape, lam, budget = self._draw(self._group(env), number)
+        return Slot(Episode.begin(self.masks, input, shape, lam, budget), number)
 
-    def _draw(self, group: int, number: int) -> tuple[Input, int, float, float | None]:
-        """Input, prompt length, lambda and budget of an episode: a pure function of seed, group and number."""
+    def _draw(self, group: int, number: int) -> tuple[Input, PromptShape, float, float | None]:
+        """Input, shape, lambda and budget of an episode: a pure function of seed, group and number."""
         key = (group, number)
         if key not in self._drawn:
             rng, terms = episode_rng(self.seed, group, number), self.setup.terms
             input = self.setup.source.draw(rng)
             check_answers(input.id, input.answers, terms.quality)
-            n_text = self.worker.n_text([input])[0]
+            shape = self.worker.shapes([input])[0]
             lam = terms.draw_lambda(rng)
-            budget = terms.draw_budget(rng, self.masks.least(n_text) / self.masks.full(n_text))
-            _remember(self._drawn, key, (input, n_text, lam, budget))
+            budget = terms.draw_budget(rng, self.masks.least(shape) / self.masks.full(shape))
+            _remember(self._drawn, key, (input, shape, lam, budget))
         return self._drawn[key]
 
     def check(self, actions: Sequence[Any]) -> None:

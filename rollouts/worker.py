@@ -22,6 +22,7 @@ from foveate.plans.plan import NONE, STAGES, UNCOMPRESSED, Plan
 
 if TYPE_CHECKING:
     from foveate.models.host import Host
+    from foveate.models.inputs import PromptShape
     from foveate.models.passes import Pass
 
 
@@ -82,9 +83,9 @@ class Worker:
             raise ValueError(f"batch = {batch} is below 1")
         self.host, self.answer_tokens, self.batch = host, answer_tokens, batch
 
-    def n_text(self, inputs: Sequence[Input]) -> list[int]:
-        """Prompt entries that are text, of each input."""
-        return list(self.host.open([i.image for i in inputs], [i.question for i in inputs]).n_text)
+    def shapes(self, inputs: Sequence[Input]) -> list[PromptShape]:
+        """What costs depend on, of each input."""
+        return self.host.open([i.image for i in inputs], [i.question for i in inputs]).shapes
 
     def references(self, inputs: Sequence[Input], max_new_tokens: int = 8) -> list[Reference]:
         """What the uncompressed model says about each input, greedily, and how sure it is."""
@@ -197,9 +198,10 @@ class _Tree:
             p.peek_encoder()  # before the fork, so that it serves those that go on too
         part = p.fork(rows)
         features = look(part, name) if name in STOP_GROUP else [None] * len(rows)
-        left = p.counts[STAGES[stage - 1]] if stage else [p.host.n_visual] * len(nodes)
+        whole = [row.shape.n_tokens for row in p.rows]
+        left = p.counts[STAGES[stage - 1]] if stage else whole
         for number, row in enumerate(rows):
-            bill, share = Bill.of(part.ledger[number]), left[row] / p.host.n_visual
+            bill, share = Bill.of(part.ledger[number]), left[row] / whole[row]
             self.found[nodes[row], stage] = Seen(features[number], bill, share)
 
     def _by_length(self, p: Pass, nodes: list[Node]) -> Iterator[list[int]]:

@@ -14,8 +14,8 @@ from foveate.controller.decision import Controller, Decision
 from foveate.controller.features import pixel_features, question_features
 from foveate.controller.observation import Progress
 from foveate.models.features import reveal
-from foveate.models.inputs import Row
-from foveate.models.llava import LlavaHost
+from foveate.models.host import Host
+from foveate.models.inputs import PromptShape, Row
 from foveate.models.masks import STOP_GROUP, Masks, feature_flops
 from foveate.models.passes import Pass
 from foveate.plans.masks import plan_refusal
@@ -27,6 +27,10 @@ ACTS = dict(zip(STAGES, ("resize", "encode", "thin", "project", "prefill", "choo
 
 UNTRUSTED = ("nan", "error")
 """Reasons after which what has already run is not believed, whatever the limit."""
+
+
+Shown = np.ndarray | Sequence[np.ndarray]
+"""A row's picture, or several."""
 
 
 @dataclass(frozen=True)
@@ -93,26 +97,26 @@ class Driver:
         ValueError: the controller's portfolio offers nothing that this host can run.
     """
 
-    def __init__(self, host: LlavaHost, controller: Controller) -> None:
+    def __init__(self, host: Host, controller: Controller) -> None:
         self.host, self.controller = host, controller
         artefact = controller.artefact
         table = artefact.table or ActionTable.from_portfolio(Portfolio.from_dict(artefact.portfolio))
         self.masks = Masks(host, table, feature_cost=None if artefact.table is None else partial(feature_flops, host))
         self.decision_flops = sum(2 * array.size for array in artefact.network.arrays.values() if array.ndim == 2)
-        self._full: dict[int, float] = {}
+        self._full: dict[PromptShape, float] = {}
         self._whole = None
         if artefact.table is None:
-            legal = [plan_refusal(plan, self.masks.rules) is None for plan in artefact.plans]
+            legal = [plan_refusal(plan, self.masks.rules()) is None for plan in artefact.plans]
             self._whole = np.asarray(legal)[:, None]
 
     def run(
-        self, rows: Sequence[Row], pictures: Sequence[np.ndarray], dials: Dials, new_tokens: int
+        self, rows: Sequence[Row], pictures: Sequence[Shown], dials: Dials, new_tokens: int
     ) -> tuple[Pass, list[Course], float]:
         """A pass behind its last stage.
 
         Args:
             rows: what the host opens.
-            pictures: of each row, for pixel features.
+            pictures: of each row, for pixel features; a sequence where it has several.
             dials: what to decide by.
             new_tokens: longest possible answer, for the hard limit.
         Returns:
@@ -133,22 +137,22 @@ class Driver:
             ledger.add("controller", "decisions", self.decision_flops * course.asked)
         return p, courses, used
 
-    def _course(self, row: Row, picture: np.ndarray, dials: Dials, new_tokens: int) -> Course:
-        if row.n_text not in self._full:
-            self._full[row.n_text] = self.masks.full(row.n_text)
-        full = self._full[row.n_text]
+    def _course(self, row: Row, picture: Shown, dials: Dials, new_tokens: int) -> Course:
+        if row.shape not in self._full:
+            self._full[row.shape] = self.masks.full(row.shape)
+        full = self._full[row.shape]
         course = Course(full)
         if dials.max_flops is not None:
-            longest = self.host.forecast(UNCOMPRESSED, row.n_text, new_tokens).total
+            longest = self.host.forecast(UNCOMPRESSED, row.shape, new_tokens).total
             decisions = self.decision_flops * len(STAGES)
             course.limit = dials.max_flops - max(0.0, longest - full) - decisions
-        course.groups = {"pixels": pixel_features(picture), "question": question_features(row.question)}
+        course.groups = {"pixels": seen(picture), "question": question_features(row.question)}
         return course
 
     def _decide(self, p: Pass, stage: str, courses: list[Course], dials: Dials, used: float) -> float:
         """Settles one stage of every row; returns the seconds used for decisions so far."""
         begun = time.perf_counter()
-        masks = [self._mask(stage, row.n_text, course) for row, course in zip(p.rows, courses, strict=True)]
+        masks = [self._mask(stage, row.shape, course) for row, course in zip(p.rows, courses, strict=True)]
         due = [i for i, mask in enumerate(masks) if mask.sum() > 1 and courses[i].fallen is None]
         used += time.perf_counter() - begun
         if due and self._whole is None and stage in STOP_GROUP:
@@ -166,28 +170,28 @@ class Driver:
                 course.plan = course.plan.replace(stage, self.masks.table.decode(stage, *mildest(mask)))
         return used + time.perf_counter() - begun
 
-    def _mask(self, stage: str, n_text: int, course: Course) -> np.ndarray:
+    def _mask(self, stage: str, shape: PromptShape, course: Course) -> np.ndarray:
         """What is legal for a row; where nothing is, it falls and goes on uncompressed."""
         if self._whole is not None:
-            return self._whole_mask(stage, n_text, course)
+            return self._whole_mask(stage, shape, course)
         none = np.zeros(self.masks.table.shape, bool)
         none[0, 0] = True
         if course.fallen == "budget" or (course.fallen and course.limit is None):
             return none
         try:
-            return self.masks.mask(stage, course.plan, n_text, course.limit)
+            return self.masks.mask(stage, course.plan, shape, course.limit)
         except ValueError:
             course.fall("budget", redo=False)
             return none
 
-    def _whole_mask(self, stage: str, n_text: int, course: Course) -> np.ndarray:
+    def _whole_mask(self, stage: str, shape: PromptShape, course: Course) -> np.ndarray:
         """The same where the whole plan is chosen at `input`."""
         if stage != STAGES[0]:
             return np.zeros_like(self._whole)
         mask = self._whole.copy()
         if course.limit is not None:
             plans = self.controller.artefact.plans
-            prices = [self.masks.price(p, n_text) if ok else np.inf for p, ok in zip(plans, mask[:, 0], strict=True)]
+            prices = [self.masks.price(p, shape) if ok else np.inf for p, ok in zip(plans, mask[:, 0], strict=True)]
             mask[:, 0] &= np.asarray(prices) <= course.limit
         if not mask.any():
             course.fall("budget", redo=False)
@@ -212,9 +216,10 @@ class Driver:
 
     def _ask(self, p: Pass, i: int, stage: str, course: Course, mask: np.ndarray, dials: Dials) -> None:
         """One row's decision at one stage."""
-        before = p.counts[STAGES[STAGES.index(stage) - 1]][i] if stage != STAGES[0] else self.host.n_visual
+        whole = p.rows[i].shape.n_tokens
+        before = p.counts[STAGES[STAGES.index(stage) - 1]][i] if stage != STAGES[0] else whole
         budget = None if course.limit is None else course.limit / course.full
-        progress = Progress(p.ledger[i].total / course.full, before / self.host.n_visual, budget)
+        progress = Progress(p.ledger[i].total / course.full, before / whole, budget)
         decision = self.controller.decide_stop(stage, course.groups, progress, mask, dials.lam)
         course.asked += 1
         if self._whole is not None:
@@ -243,6 +248,13 @@ def run_stage(p: Pass, stage: str, plans: Sequence[Plan]) -> None:
     methods = {choice.method: make(stage, choice.method) for choice in chosen if choice is not None}
     act = getattr(p, ACTS[stage])
     act([c and methods[c.method] for c in chosen], [1.0 if c is None else c.keep for c in chosen])
+
+
+def seen(pictures: Shown) -> np.ndarray:
+    """Pixel features of a row; of several pictures, their mean."""
+    if isinstance(pictures, np.ndarray):
+        return pixel_features(pictures)
+    return np.mean([pixel_features(picture) for picture in pictures], axis=0)
 
 
 def mildest(mask: np.ndarray) -> tuple[int, int]:

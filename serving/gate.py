@@ -27,17 +27,17 @@ from torch import Tensor
 from foveate.controller.artefact import Artefact, ControllerError, load
 from foveate.controller.decision import Controller
 from foveate.controller.observation import TOKEN_GROUPS, check_order
-from foveate.models import FAMILIES
 from foveate.models.errors import UnsupportedModel
+from foveate.models.families import FAMILIES, family
 from foveate.models.features import TOKEN_FEATURES
 from foveate.models.host import Host
+from foveate.models.inputs import Row
 from foveate.models.ledger import Ledger
-from foveate.models.llava import LlavaHost
 from foveate.models.passes import Pass
 from foveate.models.text_tower import FOLDER, TextTower
 from foveate.plans.plan import UNCOMPRESSED, Choice, Plan
 from foveate.serving.deciding import Course, Dials, Driver
-from foveate.serving.requests import Request, Unsupported, as_tensors, from_pictures, from_tensors
+from foveate.serving.requests import Request, Unsupported, as_tensors, from_pictures, from_tensors, tensors
 
 DECIDED = ("policy", "regression", "none")
 """Reasons of rows that the controller decided, or that left nothing to decide. Any other is a fall-back."""
@@ -93,11 +93,11 @@ class Gate:
     model alone would not raise. Where `max_flops` is set, such a row gets the mildest plan within it, unless what has
     run cannot be trusted (NaN, an exception) or no plan is within it: then the answer comes first.
 
-    `generate` covers greedy decoding on one picture a row; any other call goes to the model as it came and counts as
-    "unsupported".
+    `generate` covers greedy decoding: of `images` and `questions` on every family; of what the processor returns on
+    LLaVA-1.5 with one picture a row. Any other call goes to the model as it came and counts as "unsupported".
 
     Args:
-        model: an HF `LlavaForConditionalGeneration`, or a host that `load_host` opened.
+        model: an HF model of a family in `foveate.models.families`, or a host that `load_host` opened.
         processor: the model's; not needed beside a host.
         controller: a file, an artefact or a controller.
         budget: mean cost as a share of the uncompressed pass, by the controller's calibration.
@@ -151,7 +151,7 @@ class Gate:
         Args:
             inputs: input_ids, as `generate` takes them by position.
             arguments: what the processor returns (input_ids, pixel_values, attention_mask) or `images` and `questions`
-                (one picture and one question each); and settings of `generate`.
+                (one picture, or a sequence of them, and one question each); and settings of `generate`.
         Raises:
             BadInput: `images` or `questions` that cannot be put to the model.
             Exception: what the model itself raises on such a call.
@@ -160,7 +160,7 @@ class Gate:
             arguments["input_ids"] = inputs
         images, questions = arguments.pop("images", None), arguments.pop("questions", None)
         if images is not None or questions is not None:
-            arguments = {**as_tensors(self.host, images or (), questions or ()), **arguments}
+            arguments = {**(as_tensors(self.host, images or (), questions or ()) or {}), **arguments}
         try:
             if images is not None or questions is not None:
                 request = from_pictures(self.host, images, questions, arguments)
@@ -171,6 +171,8 @@ class Gate:
             _log.log(
                 logging.INFO if known else logging.WARNING, "gate: left to the model: %s", reason, exc_info=not known
             )
+            if "input_ids" not in arguments:  # pictures and questions of a family whose own inputs are not known here
+                raise
             ids = self._plain(**arguments)
             given = arguments.get("input_ids")
             self._note([Record(UNCOMPRESSED, "unsupported")] * (len(given) if isinstance(given, Tensor) else 1))
@@ -244,27 +246,27 @@ class Gate:
     def _uncompressed(
         self, request: Request, i: int, reason: str, course: Course | None = None, wasted: int = 0
     ) -> tuple[list[int], Record]:
-        """One row by the model's own `generate`: no part of the gate is in it."""
-        row, device = request.rows[i], self.host.device
-        ids = torch.tensor([request.prompts[i]], device=device)
-        pixels = self.host.pixels([row.picture], self.host.grid)
-        out = self._plain(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            pixel_values=pixels,
-            max_new_tokens=request.max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-        )
-        answer = out[0, ids.shape[1] :].tolist()
-        ledger = self.host.forecast(UNCOMPRESSED, row.n_text, len(answer))
+        """One row by the model's own `generate` where that can be called: no part of the gate is in it then."""
+        row = request.rows[i]
+        answer = self._own_answer(row, request.max_new_tokens)
+        ledger = self.host.forecast(UNCOMPRESSED, row.shape, len(answer))
         full = ledger.total
         if wasted:
             ledger.add("abandoned", "compressed pass", wasted)
         decisions = () if course is None else tuple(course.taken)
-        n, depth = self.host.n_visual, self.host.decoder_depth
-        kept = (self.host.grid, tuple(range(n)))
+        n, depth = row.shape.n_visual, self.host.decoder_depth
+        kept = (row.views[0].grid, tuple(range(n))) if len(row.views) == 1 else None
         return answer, Record(UNCOMPRESSED, reason, decisions, ledger, full, (n,) * depth, kept)
+
+    def _own_answer(self, row: Row, max_new_tokens: int) -> list[int]:
+        """Token ids that the model itself answers with."""
+        inputs = tensors(self.host, [row])
+        if inputs is None:  # a family whose own inputs cannot be told from a row: its untouched pass says the same
+            p = Pass(self.host, [row])
+            p.decode(max_new_tokens=max_new_tokens)
+            return p.generated[0]
+        out = self._plain(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+        return out[0, inputs["input_ids"].shape[1] :].tolist()
 
     def _note(self, records: list[Record]) -> None:
         self._local.records = records
@@ -282,18 +284,18 @@ def record_of(
     seconds: float = 0.0,
 ) -> Record:
     """The record of a row of a pass whose answer has been generated."""
-    full = p.host.forecast(UNCOMPRESSED, p.rows[row].n_text, len(p.generated[row])).total
+    full = p.host.forecast(UNCOMPRESSED, p.rows[row].shape, len(p.generated[row])).total
     layers = tuple(p.counts["layers"][row])
     return Record(plan, reason, decisions, p.ledger[row], full, layers, kept_of(p, row), seconds)
 
 
 def kept_of(p: Pass, row: int) -> tuple[tuple[int, int, int], tuple[int, ...]]:
     """Grid and positions of a row's visual tokens in the last decoder layer of a pass behind `prefill`."""
-    stream, start, n = p.opened.stream, int(p.opened.stream.start[row]), int(p.opened.stream.n[row])
-    return p.opened.grids[row], tuple(stream.position[row, start : start + n].tolist())
+    stream = p.opened.stream
+    return p.opened.grids[row], tuple(stream.position[row][stream.visual[row]].tolist())
 
 
-def host_of(model: Any, processor: Any) -> LlavaHost:
+def host_of(model: Any, processor: Any) -> Host:
     """The host of a model that is already loaded; the folder it came from may hold a text tower beside it.
 
     Raises:
@@ -310,9 +312,9 @@ def host_of(model: Any, processor: Any) -> LlavaHost:
     folder, raw, text = Path(getattr(config, "_name_or_path", "") or "."), None, None
     if config._name_or_path and (folder / "config.json").is_file():
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        weight = model.lm_head.weight
+        weight = model.get_output_embeddings().weight
         text = TextTower.load(folder / FOLDER, processor.tokenizer, weight.dtype, weight.device)
-    return LlavaHost(model, processor, text, config._name_or_path or kind, raw)
+    return family(kind)(model, processor, text, config._name_or_path or kind, raw)
 
 
 def controller_of(controller: Controller | Artefact | str | Path | None, host: Host) -> Controller:

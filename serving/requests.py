@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from foveate.models.families.llava import LlavaHost
+from foveate.models.host import Host
 from foveate.models.inputs import Inputs, Row, View, as_rgb, one_view
-from foveate.models.llava import LlavaHost
 
 DEFAULT_NEW_TOKENS = 20
 """What `generate` of transformers takes where neither the call nor the model says."""
@@ -50,11 +51,11 @@ class Unsupported(ValueError):
 
 @dataclass(frozen=True)
 class Request:
-    """A batch of rows, each with one picture and one question.
+    """A batch of rows, each with one question.
 
     Attributes:
         rows: what the host opens.
-        pictures: (H, W, 3) uint8 of each row as the caller gave it: what pixel features are taken from.
+        pictures: (H, W, 3) uint8 of each row as the caller gave it, or several: what pixel features are taken from.
         prompts: token ids of each row without padding, the picture's own ids among them.
         input_ids: (B, L), left-padded where it was made here: what `generate` gives back in front of the answer.
         max_new_tokens: of the answer.
@@ -62,7 +63,7 @@ class Request:
     """
 
     rows: list[Row]
-    pictures: list[np.ndarray]
+    pictures: list[np.ndarray | list[np.ndarray]]
     prompts: list[list[int]]
     input_ids: Tensor
     max_new_tokens: int
@@ -70,7 +71,7 @@ class Request:
 
 
 def from_pictures(
-    host: LlavaHost, images: Sequence[Any], questions: Sequence[str], arguments: Mapping[str, Any]
+    host: Host, images: Sequence[Any], questions: Sequence[str], arguments: Mapping[str, Any]
 ) -> Request:
     """A request in pictures and questions.
 
@@ -79,24 +80,28 @@ def from_pictures(
         Unsupported: generation settings beyond greedy decoding.
     """
     rows = host.inputs.rows(images, questions)
-    prompts = [prompt_of(host, row) for row in rows]
+    prompts = [row.ids.tolist() for row in rows]
     longest = max(map(len, prompts))
     limit, pad = _settings(host, arguments, longest)
-    pictures = [as_rgb(image, number) for number, image in enumerate(images)]
+    pictures = [
+        [as_rgb(one, number) for one in image] if isinstance(image, (list, tuple)) else as_rgb(image, number)
+        for number, image in enumerate(images)
+    ]
     return Request(rows, pictures, prompts, _left_padded(prompts, pad, host.device)[0], limit, pad)
 
 
-def as_tensors(host: LlavaHost, images: Sequence[Any], questions: Sequence[str]) -> dict[str, Tensor]:
-    """What the processor would return for pictures and questions, left-padded. Raises: BadInput."""
-    rows = host.inputs.rows(images, questions)
-    pad = host.inputs.tokenizer.pad_token_id
-    ids, mask = _left_padded([prompt_of(host, row) for row in rows], pad or 0, host.device)
-    return {"input_ids": ids, "attention_mask": mask, "pixel_values": host.pixels([r.picture for r in rows], host.grid)}
+def as_tensors(host: Host, images: Sequence[Any], questions: Sequence[str]) -> dict[str, Tensor] | None:
+    """What the processor would return for pictures and questions, see `tensors`. Raises: BadInput."""
+    return tensors(host, host.inputs.rows(images, questions))
 
 
-def prompt_of(host: LlavaHost, row: Row) -> list[int]:
-    """Token ids of a row's whole prompt, one image token for each token of the picture."""
-    return [*row.before, *[host.inputs.image_token_id] * (host.n_visual + int(host.cls_stays)), *row.after]
+def tensors(host: Host, rows: Sequence[Row]) -> dict[str, Tensor] | None:
+    """What the model's own `generate` takes for rows, left-padded; None for a family of which that is not known."""
+    if not isinstance(host, LlavaHost):
+        return None
+    ids, mask = _left_padded([row.ids.tolist() for row in rows], host.inputs.tokenizer.pad_token_id or 0, host.device)
+    pixels = host.pixels([view for row in rows for view in row.views])
+    return {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}
 
 
 def _left_padded(prompts: Sequence[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -107,7 +112,7 @@ def _left_padded(prompts: Sequence[list[int]], pad: int, device: torch.device) -
     return ids, mask
 
 
-def from_tensors(host: LlavaHost, arguments: Mapping[str, Any]) -> Request:
+def from_tensors(host: Host, arguments: Mapping[str, Any]) -> Request:
     """A request in what the processor returns: input_ids, pixel_values, attention_mask.
 
     Pictures and questions are read back from them: pixels exactly, since they were whole numbers before normalisation;
@@ -116,6 +121,8 @@ def from_tensors(host: LlavaHost, arguments: Mapping[str, Any]) -> Request:
     Raises:
         Unsupported: anything but one whole picture in each row, or generation settings beyond greedy decoding.
     """
+    if not isinstance(host, LlavaHost):
+        raise Unsupported("tensors of this family cannot be read back; give images and questions")
     ids = arguments.get("input_ids")
     values = arguments.get("pixel_values")
     if not isinstance(ids, Tensor) or ids.ndim != 2 or not isinstance(values, Tensor) or values.ndim != 4:
@@ -184,7 +191,7 @@ def _pictures(host: LlavaHost, values: Tensor) -> list[np.ndarray]:
     return list(whole.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
 
 
-def _settings(host: LlavaHost, arguments: Mapping[str, Any], length: int) -> tuple[int, int]:
+def _settings(host: Host, arguments: Mapping[str, Any], length: int) -> tuple[int, int]:
     """Most new tokens and padding id of a call. Raises: Unsupported where it asks for more than greedy decoding."""
     given = arguments.get("generation_config")
     config = copy.deepcopy(given if given is not None else host.model.generation_config)

@@ -90,8 +90,8 @@ class TestEpisode:
         env = make()
         rewards, info = follow(env, plan, lam=2.0)
         alone = host.open([inputs[0].image], [inputs[0].question]).run(plan)
-        n_text = alone.n_text[0]
-        full, spent = (host.forecast(p, n_text, 4).total for p in (UNCOMPRESSED, plan))
+        shape = alone.shapes[0]
+        full, spent = (host.forecast(p, shape, 4).total for p in (UNCOMPRESSED, plan))
         features = env._pass.ledger[0].by_stage().get("features", 0)
         assert info["plan"] == plan.label()
         assert info["correct"] == alone.score([inputs[0].answers])[0].greedy[0]
@@ -99,8 +99,8 @@ class TestEpisode:
         assert sum(rewards) == pytest.approx(info["quality"] - 2.0 * info["cost"], rel=1e-9)
         assert (features > 0) == any(s in ("encoder", "outside", "prefill") for s in env.masks.asked(plan))
         # what masks count is never exceeded: features of fewer tokens may cost less than they say
-        assert spent + features <= env.masks.price(plan, n_text) <= (spent + features) + 0.02 * full
-        assert plan != UNCOMPRESSED or spent + features == env.masks.price(plan, n_text)
+        assert spent + features <= env.masks.price(plan, shape) <= (spent + features) + 0.02 * full
+        assert plan != UNCOMPRESSED or spent + features == env.masks.price(plan, shape)
 
     def test_the_uncompressed_answer_is_right_since_it_is_the_accepted_one(self, make):
         assert follow(make(), UNCOMPRESSED)[1]["quality"] == 1.0
@@ -140,8 +140,8 @@ class TestEpisode:
         for observation, reward, done, *_ in trail[:-1]:
             assert reward == 0 and not done
             assert not observation["vector"][env.layout.slices["block1"].start :].any()
-        full = host.forecast(UNCOMPRESSED, env.episode.n_text, 4).total
-        assert trail[-1][4]["cost"] == host.forecast(plan, env.episode.n_text, 4).total / full
+        full = host.forecast(UNCOMPRESSED, env.episode.shape, 4).total
+        assert trail[-1][4]["cost"] == host.forecast(plan, env.episode.shape, 4).total / full
 
     def test_equal_seeds_give_equal_episodes(self, make):
         one, two = make(), make()
@@ -175,10 +175,10 @@ class TestBudget:
     def test_a_mask_allows_exactly_what_some_completion_can_pay(self, make):
         env = make()
         env.reset(options={"lam": 1.0, "budget": 0.6, "index": 0})
-        n_text, limit = env.episode.n_text, 0.6 * env.episode.full
+        shape, limit = env.episode.shape, 0.6 * env.episode.full
         for m, r, choice in env.table.offers("input"):
             plans = [p for p in _all_legal(env) if p["input"] == choice]
-            assert env.episode.mask()[m, r] == any(env.masks.price(p, n_text) <= limit for p in plans)
+            assert env.episode.mask()[m, r] == any(env.masks.price(p, shape) <= limit for p in plans)
 
     def test_a_budget_below_the_cheapest_plan_is_refused_by_name(self, make):
         with pytest.raises(ValueError, match="below the cheapest plan, blind at"):
@@ -187,7 +187,7 @@ class TestBudget:
     def test_where_nothing_is_left_to_decide_the_one_action_is_asked_for(self, make):
         env = make()
         env.reset(options={**FREE, "index": 0})
-        least = env.masks.least(env.episode.n_text) / env.episode.full
+        least = env.masks.least(env.episode.shape) / env.episode.full
         observation, info = env.reset(options={"lam": 1.0, "budget": least, "index": 0})
         assert info["stage"] == "input" and observation["mask"].sum() == 1
         _, _, done, _, info = env.step(np.argwhere(observation["mask"])[0])
@@ -198,7 +198,7 @@ def _all_legal(env):
     from foveate.plans import all_plans, plan_refusal
 
     portfolio_plans = all_plans(env.portfolio)
-    return [p for p in portfolio_plans if plan_refusal(p, env.masks.rules, env.table.max_active_stages) is None]
+    return [p for p in portfolio_plans if plan_refusal(p, env.masks.rules(), env.table.max_active_stages) is None]
 
 
 class TestQuality:
@@ -313,7 +313,7 @@ def test_the_answer_s_tokens_are_on_the_bill(make, host):
     short, long = (follow(make(answer_tokens=n), UNCOMPRESSED)[1]["cost"] for n in (1, 9))
     env = make(answer_tokens=9)
     env.reset(options={**FREE, "index": 0})
-    ledger = host.forecast(UNCOMPRESSED, env.episode.n_text, 9)
+    ledger = host.forecast(UNCOMPRESSED, env.episode.shape, 9)
     assert isinstance(ledger, Ledger) and ledger.by_stage()["answer"] > 0
-    assert short == pytest.approx(env.masks.price(UNCOMPRESSED, env.episode.n_text) / ledger.total, rel=0.05)
+    assert short == pytest.approx(env.masks.price(UNCOMPRESSED, env.episode.shape) / ledger.total, rel=0.05)
     assert long >= 1 and short >= 1

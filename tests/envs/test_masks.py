@@ -9,6 +9,7 @@ from foveate.controller.observation import HEAD, Layout
 from foveate.envs.episode import Episode, Terms, group_vectors
 from foveate.envs.inputs import Input
 from foveate.envs.masks import Masks
+from foveate.models.inputs import PromptShape
 from foveate.plans import BLIND, UNCOMPRESSED, ActionTable, Choice, Plan, Portfolio
 
 pytestmark = pytest.mark.fast
@@ -34,12 +35,17 @@ class Round:
     def supports(self, stage, name):
         return "unheard_of: needs the signal telepathy, which this host has not" if name == "unheard_of" else None
 
-    def forecast(self, plan, n_text, new_tokens=0, turns=1):
+    prompt_shape = staticmethod(lambda n_text: PromptShape(n_text, ((1, 3, 5),)))
+
+    def forecast(self, plan, shape, new_tokens=0, turns=1):
         self.asked += 1
         if plan["input"].method == "downsample" and plan["outside"].method == "visionzip":
             raise ValueError("visionzip cannot give 7 of 15 tokens")
         share = np.prod([SHARE[choice.method] for _, choice in plan.active])
-        return SimpleNamespace(total=1000 * n_text * share + new_tokens)
+        return SimpleNamespace(total=1000 * shape.n_text * share + new_tokens)
+
+
+ONE, TWO, THREE = (Round.prompt_shape(n) for n in (1, 2, 3))
 
 
 def masks(feature_cost=None, answer_tokens=0):
@@ -64,17 +70,17 @@ class TestMasks:
     def test_prices_hold_the_answer_and_the_features_of_stops_with_a_choice(self):
         cost = {"block1": 1000.0, "encoder": 20.0, "layer1": 3.0}
         m = masks(cost, answer_tokens=4)
-        assert m.full(1) == 1004
-        assert m.price(UNCOMPRESSED, 1) == 1004 + 20 + 3  # nothing is on offer at the encoder
-        assert m.price(BLIND, 1) == 104
+        assert m.full(ONE) == 1004
+        assert m.price(UNCOMPRESSED, ONE) == 1004 + 20 + 3  # nothing is on offer at the encoder
+        assert m.price(BLIND, ONE) == 104
         # a method at the input leaves prefill alone to decide about
-        assert m.price(Plan.of(input=("downsample", 0.5)), 1) == 504 + 3
+        assert m.price(Plan.of(input=("downsample", 0.5)), ONE) == 504 + 3
         # two stages are active: nothing is asked behind them
-        assert m.price(Plan.of(outside=("visionzip", 0.5), prefill=("fastv", 0.5)), 2) == pytest.approx(927)
+        assert m.price(Plan.of(outside=("visionzip", 0.5), prefill=("fastv", 0.5)), TWO) == pytest.approx(927)
 
     def test_feature_costs_may_depend_on_the_length_of_the_prompt(self):
-        m = masks(lambda n_text: {"encoder": 10.0 * n_text})
-        assert m.price(UNCOMPRESSED, 1) == 1000 + 10 and m.price(UNCOMPRESSED, 3) == 3000 + 30
+        m = masks(lambda shape: {"encoder": 10.0 * shape.n_text})
+        assert m.price(UNCOMPRESSED, ONE) == 1000 + 10 and m.price(UNCOMPRESSED, THREE) == 3000 + 30
 
     @pytest.mark.parametrize(
         "budget, expected",
@@ -86,25 +92,36 @@ class TestMasks:
         ],
     )
     def test_an_action_is_legal_iff_some_completion_is_within_the_budget(self, budget, expected):
-        assert legal(masks().mask("input", UNCOMPRESSED, 1, budget), "input") == expected
+        assert legal(masks().mask("input", UNCOMPRESSED, ONE, budget), "input") == expected
 
     def test_a_budget_below_the_cheapest_plan_names_it(self):
         with pytest.raises(ValueError, match="budget of 99 FLOPs is below the cheapest plan, blind at 100"):
-            masks().mask("input", UNCOMPRESSED, 1, 99)
-        assert masks().least(3) == pytest.approx(300)
+            masks().mask("input", UNCOMPRESSED, ONE, 99)
+        assert masks().least(THREE) == pytest.approx(300)
 
     def test_forecasts_are_remembered_by_prompt_length(self):
         m = masks()
-        m.mask("input", UNCOMPRESSED, 1, 500)
+        m.mask("input", UNCOMPRESSED, ONE, 500)
         asked = m.host.asked
-        m.mask("input", UNCOMPRESSED, 1, 300)
-        m.mask("outside", UNCOMPRESSED, 1, 700)
+        m.mask("input", UNCOMPRESSED, ONE, 300)
+        m.mask("outside", UNCOMPRESSED, ONE, 700)
         assert m.host.asked == asked
+
+    def test_what_is_legal_hangs_on_the_grids_of_a_row(self):
+        m = masks()
+        large = PromptShape(1, ((1, 3, 5), (1, 3, 5)))
+        after = Plan.of(input=("downsample", 0.5))
+        assert legal(m.free("outside", after, large), "outside") == {"none"}
+        asked = m.host.asked
+        m.free("outside", after, PromptShape(7, large.grids))  # words change nothing
+        assert m.host.asked == asked
+        m.free("outside", after, PromptShape(7, ((1, 9, 9),)))
+        assert m.host.asked > asked
 
 
 def episode(lam=0.5, budget=None, m=None):
     given = Input("x#0", np.full((8, 8, 3), 128, np.uint8), "what ?", ("a",), "regime", "family", "t", "test")
-    return Episode.begin(m or masks(), given, 1, lam, budget)
+    return Episode.begin(m or masks(), given, ONE, lam, budget)
 
 
 class TestEpisode:

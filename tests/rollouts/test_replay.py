@@ -39,7 +39,7 @@ def test_every_cell_is_what_the_plan_gives_alone(host, inputs, table):
             assert table.correct[i, j] == score.greedy[0]
             assert table.prob[i, j] == pytest.approx(prob, rel=1e-4)
             assert table.label_free[i, j] == pytest.approx(min(own, sure), rel=1e-4)
-            assert table.cost[i, j] == host.forecast(plan, p.n_text[0], 4).total
+            assert table.cost[i, j] == host.forecast(plan, p.shapes[0], 4).total
             assert table.tokens[i, j] == pytest.approx(np.mean(p.counts["layers"][0]))
             assert table.kv[i, j] == p.ledger[0].kv_bytes_end
     assert table.correct[:, 0].all() and table.ids[0] == inputs[0].id

@@ -10,7 +10,7 @@ from foveate.rollouts.worker import Ask, Worker, before
 
 @pytest.fixture(scope="module")
 def plans(host, portfolio):
-    rules = Masks(host, ActionTable.from_portfolio(portfolio)).rules
+    rules = Masks(host, ActionTable.from_portfolio(portfolio)).rules()
     return [plan for plan in all_plans(portfolio) if plan_refusal(plan, rules, 2) is None]
 
 
@@ -21,7 +21,7 @@ def test_every_plan_gives_what_it_gives_alone(host, inputs, plans):
     for (each, plan), verdict in zip([(each, plan) for each in some for plan in plans], found, strict=True):
         p = host.open([each.image], [each.question]).run(plan)
         alone = judge(p, [each], [None], 4)[0]
-        assert verdict.bill == alone.bill and verdict.bill.own == host.forecast(plan, p.n_text[0], 4).total, plan
+        assert verdict.bill == alone.bill and verdict.bill.own == host.forecast(plan, p.shapes[0], 4).total, plan
         assert (verdict.tokens, verdict.kv, verdict.outcome.correct) == (
             alone.tokens,
             alone.kv,

@@ -43,8 +43,8 @@ def test_gate_and_environment_show_a_controller_the_same(host, make_artefact, ba
         controller = Watched(made)
         gate = Gate(host, None, controller)
         if budget is not None:  # the environment counts a fixed answer and no decisions, the gate the longest answer
-            full, n_text = gate._driver.masks.full, host.open([image], [question]).n_text[0]
-            gate = Gate(host, None, controller, max_flops=budget * full(n_text) + 6 * gate._driver.decision_flops)
+            full, shape = gate._driver.masks.full, host.open([image], [question]).shapes[0]
+            gate = Gate(host, None, controller, max_flops=budget * full(shape) + 6 * gate._driver.decision_flops)
         gate.answer([image], [question], 1)
         assert gate.last[0].plan.label() == plan
         assert len(controller.seen) == len(expected)

@@ -42,7 +42,7 @@ def test_all_files_together_stay_under_24_mb():
 
 def test_the_shape_leaves_most_of_the_cost_to_the_decoder(host):
     assert host.encoder_depth >= 6 and host.decoder_depth >= 8 and host.n_visual == tokens_per_image() >= 144
-    stages = host.forecast(UNCOMPRESSED, n_text=16).by_stage()
+    stages = host.forecast(UNCOMPRESSED, host.prompt_shape(16)).by_stage()
     assert stages["encoder"] <= 0.2 * sum(stages.values())
 
 
