@@ -20,8 +20,15 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 
 def cosine_to(x: Tensor, vector: Tensor) -> Tensor:
-    """The same of each token with one vector, without a matrix product: (B, N, d) and (B, d) -> (B, N)."""
-    return rounded((normalize(x.float(), dim=-1) * normalize(vector.float(), dim=-1).unsqueeze(1)).sum(dim=-1))
+    """The same of each token with one vector, or with one of its own, without a matrix product.
+
+    Args:
+        x: (B, N, d).
+        vector: (B, 1, d) or (B, N, d).
+    Returns:
+        (B, N) float32.
+    """
+    return rounded((normalize(x.float(), dim=-1) * normalize(vector.float(), dim=-1)).sum(dim=-1))
 
 
 def rounded(x: Tensor) -> Tensor:

@@ -55,5 +55,5 @@ class Meteor(Selector):
 
     def score(self, tokens: Tokens) -> Tensor:
         if tokens.site == 0:
-            return -cosine_to(tokens.x, tokens.x.float().mean(dim=1))
+            return -cosine_to(tokens.x, tokens.x.float().mean(dim=1, keepdim=True))
         return tokens.signals["cls_attention"].float().mean(dim=1)
