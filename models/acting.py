@@ -46,6 +46,11 @@ def chosen(stage: str, methods: Methods, keeps: Keeps, blind: Sequence[bool]) ->
     return found
 
 
+def hook_of(method: Compressor | None) -> str | None:
+    """Where a method of the stage `projector` acts: "before", "after" or "instead" of it; None = no method."""
+    return None if method is None else getattr(method, "hook", "after")
+
+
 def with_cls(state: VisualState) -> VisualState:
     """CLS as token 0, for methods that may keep it: position -1, at the place of the view's first token."""
     return replace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from foveate.compressors.base import STAGES, Compressor, Grid
 from foveate.compressors.registry import make
 from foveate.models import ledger as charge
+from foveate.models.acting import hook_of
 from foveate.models.errors import BadInput, HostError
 from foveate.models.inputs import PromptShape
 from foveate.models.ledger import Ledger
@@ -22,25 +24,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Seen:
-    """The counts of views of equal grid at one stop.
+    """The counts of equal views at one stop.
 
     Attributes:
-        shown: of each of these views: its tokens that the uncompressed prompt shows.
+        number: of these views.
+        shown: grid of the tokens of each that the uncompressed prompt shows.
+        full: tokens of each when nothing is compressed.
         n: tokens of each.
         grid: of each.
         cls: the decoder will read CLS too.
         whole: the tokens are the grid.
         blocks: tokens entering each block of the tower.
         took_cls: CLS has been handed to a method.
+        mixed: entries are to hold mixtures of its picture's tokens, and no method acts on the row before.
     """
 
-    shown: tuple[int, ...]
+    number: int
+    shown: Grid
+    full: int
     n: int
     grid: Grid
     cls: bool
     whole: bool = True
     blocks: tuple[int, ...] = ()
     took_cls: bool = False
+    mixed: bool = False
+
+    @property
+    def n_shown(self) -> int:
+        """Tokens that the uncompressed prompt shows."""
+        return volume(self.shown)
 
 
 @dataclass(frozen=True)
@@ -61,15 +74,24 @@ class Sketch:
 
     @property
     def n(self) -> int:
-        return self.visual[-1] if self.visual else sum(seen.n * len(seen.shown) for seen in self.views)
+        return self.visual[-1] if self.visual else sum(seen.n * seen.number for seen in self.views)
+
+
+def volume(grid: Grid) -> int:
+    """Tokens of a whole grid."""
+    return grid[0] * grid[1] * grid[2]
 
 
 def opened(shape: PromptShape, cls: bool) -> Sketch:
     """A row before anything has run."""
-    shown: dict[Grid, list[int]] = {}
-    for grid, dropped in zip(shape.grids, shape.dropped or (0,) * len(shape.grids), strict=True):
-        shown.setdefault(grid, []).append(grid[0] * grid[1] * grid[2] - dropped)
-    return Sketch(tuple(Seen(tuple(s), t * h * w, (t, h, w), cls) for (t, h, w), s in shown.items()), shape)
+    kinds = Counter(
+        zip(shape.grids, shape.shown or shape.grids, shape.mixed or (False,) * len(shape.grids), strict=True)
+    )
+    views = []
+    for (grid, shown, mixed), number in kinds.items():
+        n = volume(grid)
+        views.append(Seen(number, shown, n, n, grid, cls, mixed=mixed))
+    return Sketch(tuple(views), shape)
 
 
 @dataclass
@@ -129,15 +151,15 @@ class Forecast:
         views = []
         for seen in at.views:
             self.ledger = Ledger()
-            views.append(act(seen) if seen.n else seen)
-            self.row.take(self.ledger, len(seen.shown))
+            views.append(act(seen) if seen.n or seen.mixed else seen)
+            self.row.take(self.ledger, seen.number)
         self.ledger = self.row
         return replace(at, views=tuple(views))
 
     def _input(self, at: Sketch) -> Sketch:
         if self.plan.is_blind:
             shape = replace(at.shape, n_text=at.shape.n_text - at.shape.newlines, newlines=0)
-            return Sketch(tuple(replace(seen, n=0, cls=False, whole=False) for seen in at.views), shape)
+            return Sketch(tuple(replace(seen, n=0, cls=False, whole=False, mixed=False) for seen in at.views), shape)
         grids: dict[Grid, Grid] = {}
 
         def smaller(seen: Seen) -> Seen:
@@ -169,7 +191,10 @@ class Forecast:
             counts.append((n, leaving))
             n = leaving
         charge.charge_tower(self.ledger, shape, counts, at.grid, method, sites)
-        return replace(at, n=n, whole=method is None, blocks=tuple(c for c, _ in counts))
+        at = replace(at, blocks=tuple(c for c, _ in counts), mixed=at.mixed and self.plan["encoder"].is_none)
+        if method is None:
+            return replace(at, n=at.n_shown, grid=at.shown)
+        return replace(at, n=min(n, at.n_shown), whole=False)
 
     def _signals(self, stage: str, method: Compressor, now: int, blocks: list[int], n: int, here: bool = False) -> None:
         """Signals of the tower and of the question, for a method standing in (`here`) or behind block `now`."""
@@ -189,6 +214,7 @@ class Forecast:
 
     def _thinned(self, at: Seen) -> Seen:
         method, count = self.method("outside", at.n, at.grid, at.whole)
+        at = replace(at, mixed=at.mixed and self.plan["outside"].is_none)
         if method is None:
             return at
         takes = method.takes_cls and self.host.shape.vit.hands_cls
@@ -202,15 +228,19 @@ class Forecast:
 
     def _projected(self, at: Seen) -> Seen:
         method, count = self.method("projector", at.n, at.grid, at.whole)
+        choice = self.plan["projector"]
+        first = None if choice.is_none else hook_of(make("projector", choice.method))
         n, cls, shape = at.n, at.cls, self.host.shape
         if method is not None:
             takes = method.takes_cls and shape.vit.hands_cls and not at.took_cls
             n, cls = n + int(takes), cls and not takes
             self._signals("projector", method, self.host.encoder_depth - 1, list(at.blocks), n)
             self._own("projector", method, n, count)
-        hook = None if method is None else getattr(method, "hook", "after")
+        hook = hook_of(method)
         rows = n if hook in (None, "after") else count if hook == "before" else 0
-        if rows:
+        if at.mixed and first in (None, "after"):
+            charge.charge_mixture(self.ledger, shape, at.full, at.n_shown)
+        elif rows:
             charge.charge_project(self.ledger, shape, rows)
         if cls:
             charge.charge_project(self.ledger, shape, 1)
@@ -218,10 +248,10 @@ class Forecast:
 
     def _prefill(self, at: Sketch) -> Sketch:
         shape, depth = self.host.shape, self.host.decoder_depth
-        n = sum(min(seen.n, shown) for seen in at.views for shown in seen.shown)
+        n = sum(seen.n * seen.number for seen in at.views)
         method, count = self.method("prefill", n, *_joined(at))
         sites = dict(self.host.sites("prefill", method, n, count))
-        text, visual = at.shape.n_text + sum(len(seen.shown) for seen in at.views if seen.cls), []
+        text, visual = at.shape.n_text + sum(seen.number for seen in at.views if seen.cls), []
         for layer in range(depth):
             if sites.get(layer, n) < n:
                 for read in by_layer(method, depth, layer, ("last_query",)):
@@ -251,10 +281,11 @@ class Forecast:
 
 def _joined(at: Sketch) -> tuple[Grid, bool]:
     """The grid of all visual entries together and whether they are all of it, as `prompt.joined` has it."""
-    if len(at.views) > 1:
-        return (1, 1, sum(h * w * t * len(seen.shown) for seen in at.views for t, h, w in [seen.grid])), False
-    t, h, w = at.views[0].grid
-    return (t * len(at.views[0].shown), h, w), at.views[0].whole and not at.shape.dropped
+    grids, whole = {seen.grid for seen in at.views}, all(seen.whole for seen in at.views)
+    if len(grids) > 1:
+        return (1, 1, sum(volume(seen.grid) * seen.number for seen in at.views)), False
+    t, h, w = grids.pop()
+    return (t * sum(seen.number for seen in at.views), h, w), whole
 
 
 def forecast(host: Host, plan: Plan, shape: PromptShape, new_tokens: int = 0, turns: int = 1) -> Ledger:

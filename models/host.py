@@ -17,7 +17,7 @@ from foveate.compressors.registry import COMPRESSORS, make
 from foveate.models.decoder import Decoder
 from foveate.models.errors import CountMismatch, HostError
 from foveate.models.fingerprint import fingerprint
-from foveate.models.inputs import Inputs, Pictures, PromptShape, Row, View
+from foveate.models.inputs import Framed, Inputs, Pictures, PromptShape, Row, View
 from foveate.models.text_tower import TextTower
 from foveate.models.tower import Tower
 from foveate.models.visual import VisualState
@@ -162,13 +162,17 @@ class Host(ABC):
         """(D,) what stands at a newline entry."""
         raise NotImplementedError(f"{self.name}: its prompts have no newlines")
 
+    def mixed(self, picture: Framed, x: Sequence[Tensor]) -> list[Tensor]:
+        """What a picture's entries hold where they are mixtures: each view's tokens (n, D) -> (shown, D)."""
+        raise NotImplementedError(f"{self.name}: an entry of its prompts is one token")
+
     def prompt_shape(self, n_text: int) -> PromptShape:
         """A prompt with one picture of the usual size and `n_text` words."""
         return PromptShape(n_text, (self.grid,))
 
     def reshaped(self, shape: PromptShape, grids: Sequence[Grid]) -> PromptShape:
         """What `relaid` makes of a row's shape. Raises: HostError where that cannot be told from the shape."""
-        if shape.dropped or shape.newlines:
+        if shape.shown or shape.newlines:
             raise HostError(f"{self.name}: views of these prompts keep their grids")
         return replace(shape, grids=tuple(grids))
 

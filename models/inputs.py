@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,6 +57,8 @@ class Framed:
         view: (k,) which of its views an entry shows, from 0; -1 = none.
         position: (k,) flat index into that view's grid; `TEXT`, `CLS` (of the view named) or `NEWLINE` else.
         size: (height, width) of the picture as it was given.
+        layout: what else the family needs to lay the picture out at other grids, where that tells costs apart.
+        mixed: behind the projector, entries hold mixtures of the tokens of several views (see `Host.mixed`).
     """
 
     views: tuple[View, ...]
@@ -64,6 +66,8 @@ class Framed:
     view: np.ndarray
     position: np.ndarray
     size: tuple[int, int]
+    layout: Hashable | None = None
+    mixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,14 +77,19 @@ class PromptShape:
     Attributes:
         n_text: prompt entries that are no visual token: words, markers, newlines; not a CLS that the decoder reads.
         grids: of each view.
-        dropped: tokens of each view that no prompt entry shows; () = none anywhere.
+        shown: of each view: the grid of those of its tokens that prompt entries show, rows and columns of its own; () =
+            all of them everywhere.
         newlines: how many of `n_text` are newlines, which a row without its pictures has not.
+        mixed: of each view: whether its picture's entries are mixtures of tokens, see `Framed`; () = nowhere.
+        layouts: of each picture, see `Framed`; () = none needs any.
     """
 
     n_text: int
     grids: tuple[Grid, ...]
-    dropped: tuple[int, ...] = ()
+    shown: tuple[Grid, ...] = ()
     newlines: int = 0
+    mixed: tuple[bool, ...] = ()
+    layouts: tuple[Hashable, ...] = ()
 
     @property
     def n_tokens(self) -> int:
@@ -90,7 +99,7 @@ class PromptShape:
     @property
     def n_visual(self) -> int:
         """Tokens that reach the prompt when nothing is compressed."""
-        return self.n_tokens - sum(self.dropped)
+        return sum(t * h * w for t, h, w in self.shown or self.grids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,11 +135,18 @@ class Row:
     def shape(self) -> PromptShape:
         """What costs depend on."""
         grids = tuple(view.grid for view in self.views)
-        shown = [int(((self.view == v) & (self.position >= 0)).sum()) for v in range(len(grids))]
-        dropped = tuple(view.n - n for view, n in zip(self.views, shown, strict=True))
-        text = (self.position == TEXT) | (self.position == NEWLINE)
+        shown = tuple(extent(entry.reshape(grid) >= 0) for entry, grid in zip(self.entries, grids, strict=True))
         newlines = int((self.position == NEWLINE).sum())
-        return PromptShape(int(text.sum()), grids, dropped if any(dropped) else (), newlines)
+        mixed = tuple(picture.mixed for picture in self.pictures for _ in picture.views)
+        layouts = tuple(picture.layout for picture in self.pictures)
+        return PromptShape(
+            n_text=len(self.text),
+            grids=grids,
+            shown=() if shown == grids else shown,
+            newlines=newlines,
+            mixed=mixed if any(mixed) else (),
+            layouts=layouts if any(layout is not None for layout in layouts) else (),
+        )
 
     @cached_property
     def entries(self) -> tuple[np.ndarray, ...]:
@@ -327,6 +343,12 @@ class Inputs(ABC):
     def text(self, ids: Sequence[int]) -> str:
         """Generated ids as text, special tokens left out, without outer white space."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def extent(mask: np.ndarray) -> Grid:
+    """The grid of what a mask (T, H, W) leaves of a grid, whole frames, rows and columns of it."""
+    t, h, w = (int(mask.any(axis=axes).sum()) for axes in ((1, 2), (0, 2), (0, 1)))
+    return t, h, w
 
 
 def _words(ids: Sequence[int]) -> tuple[Sequence[int], np.ndarray, np.ndarray]:

@@ -150,6 +150,12 @@ def charge_project(ledger: Ledger, shape: HostShape, n: int) -> None:
     ledger.add("projector", "projector", 8 * times * shape.projector[1], "other")
 
 
+def charge_mixture(ledger: Ledger, shape: HostShape, n: int, shown: int) -> None:
+    """The projector on a view's n tokens, and a mixture of four of them for each entry where the view shows fewer."""
+    charge_project(ledger, shape, n)
+    ledger.add("projector", "mixture", 7 * shown * shape.projector[-1] * (shown < n), "other")
+
+
 def query_rows_of(kinds: Sequence[str], m: int, cls: bool) -> int:
     """Queries that signals of one vision block need, of m rows: all, the CLS row, or none."""
     if "received_attention" in kinds or ("cls_attention" in kinds and not cls):

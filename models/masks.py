@@ -112,7 +112,7 @@ class Masks:
 
     def _layout(self, shape: PromptShape | None) -> PromptShape:
         """The part of a shape that legality hangs on, budget apart: all but the number of words."""
-        if shape is None or shape.grids == self._usual.grids and shape.dropped == self._usual.dropped:
+        if shape is None or (shape.grids, shape.shown) == (self._usual.grids, self._usual.shown):
             return self._usual
         return replace(shape, n_text=shape.newlines + 1)
 

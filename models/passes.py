@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from foveate.compressors.base import STAGES
 from foveate.compressors.registry import make
 from foveate.models import answers, ledger
-from foveate.models.acting import Keeps, Methods, act, with_cls
+from foveate.models.acting import Choices, Keeps, Methods, act, hook_of, with_cls
 from foveate.models.books import Books
 from foveate.models.errors import BadInput, WrongStop
 from foveate.models.host import Score
@@ -101,20 +102,37 @@ class Pass(Books):
             for done in tower.run(group, method, sites, self.ask.in_block(method)):
                 for row, _ in self.at(done.views):
                     ledger.charge_tower(self.ledger[row], self.host.shape, done.counts, grid, method, dict(sites))
-                x, extra = tower.tokens(done.x[:, tower.first :], grid), tower.extra(done)
-                after = unstack(x, done.riders, "encoder", [states[lane] for lane in done.views])
-                for number, (lane, state) in enumerate(zip(done.views, after, strict=True)):
-                    cls = done.x[number, 0] if tower.hands_cls else None
-                    state = replace(state, cls=cls, extra=None if extra is None else extra[number])
-                    states[lane], self.traces[lane] = state, (done, number)
+                for part in tower.shown(done, [self._mask(lane) for lane in done.views]):
+                    x, extra = tower.tokens(part.x[:, tower.first :], start.riders.grid), tower.extra(part)
+                    after = unstack(x, part.riders, "encoder", [states[lane] for lane in part.views])
+                    for number, (lane, state) in enumerate(zip(part.views, after, strict=True)):
+                        cls = part.x[number, 0] if tower.hands_cls else None
+                        state = replace(state, cls=cls, extra=None if extra is None else extra[number])
+                        states[lane], self.traces[lane] = state, (part, number)
+                for number, lane in enumerate(done.views):
+                    if self._is_mixed(lane) and choices[self.views[lane][0]][0] is None:
+                        states[lane] = replace(states[lane], rest=done.x[number, tower.first :])
         self._finish("encoder", states=states)
+
+    def _mask(self, lane: int) -> np.ndarray | None:
+        """(n,) bool, which tokens of an untouched view the prompt shows; None = all."""
+        row, view = self.views[lane]
+        return self.laid[row].entries[view] >= 0 if self.laid[row].shape.shown else None
+
+    def _is_mixed(self, lane: int) -> bool:
+        """Whether entries of a view's picture hold mixtures of its tokens."""
+        row, view = self.views[lane]
+        mixed = self.laid[row].shape.mixed
+        return bool(mixed) and mixed[view]
 
     @torch.no_grad()
     def thin(self, compressor: Methods = None, keep: Keeps = 1.0) -> None:
         """Stage `outside`: between tower and projector."""
         self._reach("outside")
-        states = list(self.states["encoder"])
-        key = self._key(self._choices("outside", compressor, keep), states)
+        choices = self._choices("outside", compressor, keep)
+        touched = [choices[row][0] is not None for row, _ in self.views]
+        states = [replace(s, rest=None) if yes else s for s, yes in zip(self.states["encoder"], touched, strict=True)]
+        key = self._key(choices, states)
         for (method, count, *_), members in self._grouped(key, [s.n for s in states]):
             if method is None:
                 continue
@@ -132,38 +150,56 @@ class Pass(Books):
     def project(self, compressor: Methods = None, keep: Keeps = 1.0) -> None:
         """Stage `projector`: a method before, after or instead of the projector (its `hook`; without one, after)."""
         self._reach("projector")
-        states = list(self.states["outside"])
-        key = self._key(self._choices("projector", compressor, keep), states)
+        states, choices = list(self.states["outside"]), self._choices("projector", compressor, keep)
+        key, mixed = self._key(choices, states), self._mixed(choices, states)
         for (method, count, *_), members in self._grouped(key, [s.n for s in states]):
             new = [states[i] for i in members]
             if method is not None and method.takes_cls and new[0].cls is not None:
                 new = [with_cls(state) for state in new]
-            hook = None if method is None else getattr(method, "hook", "after")
-            signals = {}
+            hook, signals = hook_of(method), {}
             if method is not None:
                 signals = self.ask.behind_tower(method, members, torch.stack([s.x for s in new]), "projector")
             if hook in (None, "after"):
-                new = self._projected(members, new)
+                new = self._projected(members, new, mixed)
             if method is not None:
                 x, riders = stack(new, self._seeds(members))
                 self._charge(members, "projector", method, riders.n, count)
                 new = act(method, x, riders, count, signals, "projector", new)
             if hook == "before":
-                new = self._projected(members, new)
+                new = self._projected(members, new, {})
             for i, state in zip(members, new, strict=True):
                 states[i] = self._cls_projected(i, replace(state, stage="projector"))
         self._finish("projector", states=states)
 
-    def _projected(self, lanes: Sequence[int], states: Sequence[VisualState]) -> list[VisualState]:
-        """States behind the projector, in groups of equal n."""
-        out = list(states)
-        for n, at in groups([s.n for s in states]):
+    def _projected(
+        self, lanes: Sequence[int], states: Sequence[VisualState], done: Mapping[int, Tensor]
+    ) -> list[VisualState]:
+        """States behind the projector, in groups of equal n; `done` has those that are there already."""
+        out = [replace(s, x=done.get(lane, s.x), rest=None) for lane, s in zip(lanes, states, strict=True)]
+        for n, at in groups([None if lane in done else s.n for lane, s in zip(lanes, states, strict=True)]):
+            if n is None:
+                continue
             x = self.host.project(torch.stack([states[i].x for i in at]))
             for i, view in zip(at, x, strict=True):
                 extra = states[i].extra
-                out[i] = replace(states[i], x=view, extra=None if extra is None else self.host.project_extra(extra))
+                out[i] = replace(out[i], x=view, extra=None if extra is None else self.host.project_extra(extra))
                 ledger.charge_project(self.ledger[self.views[lanes[i]][0]], self.host.shape, n)
         return out
+
+    def _mixed(self, choices: Choices, states: Sequence[VisualState]) -> dict[int, Tensor]:
+        """View -> its entries (shown, D) behind the projector, where they are mixtures and nothing has acted before."""
+        found: dict[int, Tensor] = {}
+        for row, laid in enumerate(self.laid):
+            lanes = iter(self.lanes[row])
+            for picture in laid.pictures:
+                own = [next(lanes) for _ in picture.views]
+                if states[own[0]].rest is None or hook_of(choices[row][0]) not in (None, "after"):
+                    continue
+                entries = self.host.mixed(picture, self.host.project(torch.stack([states[i].rest for i in own])))
+                for lane, view, x in zip(own, picture.views, entries, strict=True):
+                    found[lane] = x
+                    ledger.charge_mixture(self.ledger[row], self.host.shape, view.n, len(x))
+        return found
 
     def _cls_projected(self, lane: int, state: VisualState) -> VisualState:
         """A CLS that the decoder reads goes through the projector too; any other ends here."""

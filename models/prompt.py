@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 def embed_prompts(host: Host, rows: Sequence[Row], states: Sequence[Sequence[VisualState]]) -> Stream:
     """Prompts, right-padded.
 
-    Slots stand in the order of the entries whose places they take; those that no entry shows are left out. Position ids
-    are those of the uncompressed prompt, gaps and all, unless a method wants them numbered anew. A row without any
-    visual token is its words alone, without newlines, numbered from 0.
+    Slots stand in the order of the entries whose places they take. Position ids are those of the uncompressed prompt,
+    gaps and all, unless a method wants them numbered anew. A row without any visual token is its words alone, without
+    newlines, numbered from 0.
 
     Args:
         host: whose decoder.
@@ -60,8 +60,6 @@ def _row(
     fixed = torch.from_numpy(other).to(device)
     entry = torch.cat([fixed, *(at for at, _ in stand)])
     order = entry.argsort(stable=True)
-    if row.shape.dropped:
-        order = order[int((entry < 0).sum()) :]
     parts = {
         "x": [words, *(states[view].cls[None] for view in cls), *(s.x for s in seen)],
         "place": [torch.from_numpy(row.place[other]).to(device), *(place for _, place in stand)],
@@ -80,7 +78,7 @@ def _row(
 
 
 def _standing(row: Row, view: int, state: VisualState) -> tuple[Tensor, Tensor]:
-    """The entries (n,) whose places a view's tokens take, -1 = none shows it, and their position ids (n, P)."""
+    """The entries (n,) whose places a view's tokens take, and their position ids (n, P)."""
     device, entries = state.origin.device, row.entries[view]
     first = torch.from_numpy(row.place[row.first[view]]).to(device)
     return torch.from_numpy(entries).to(device)[state.origin], state.place + first
@@ -101,7 +99,7 @@ def joined(row: Row, states: Sequence[VisualState]) -> tuple[Grid, bool]:
 
     One view has its own; views of equal grid lie behind each other; else it is a line without neighbourhood.
     """
-    whole = not row.shape.dropped and all(state.whole for state in states)
+    whole = all(state.whole for state in states)
     grids = [state.grid for state in states]
     if len(set(grids)) == 1:
         t, h, w = grids[0]

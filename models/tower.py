@@ -6,12 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveate.compressors.base import Grid, Reducer, apply
-from foveate.models.visual import History, Riders, carried, check_grid, decide, leaving
+from foveate.compressors.base import Grid, Reducer, Reduction, apply
+from foveate.models.inputs import extent
+from foveate.models.visual import History, Riders, carried, check_grid, decide, groups, leaving
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,36 @@ class Tower(ABC):
                 after += parts
             states = after
         return [self._left(state) for state in states]
+
+    def shown(self, group: EncoderGroup, masks: Sequence[np.ndarray | None]) -> list[EncoderGroup]:
+        """A group behind the last block without the tokens that no prompt entry shows; parts where those differ.
+
+        What an untouched view shows is a smaller grid of its own.
+
+        Args:
+            group: from `run`.
+            masks: of each of its views: (tokens of the untouched view,) bool, shown or not; None = all are.
+        """
+        kept = [
+            None if mask is None or mask[origin].all() else tuple(np.flatnonzero(mask[origin]).tolist())
+            for mask, origin in zip(masks, group.riders.origin.cpu().numpy(), strict=True)
+        ]
+        if not any(part is not None for part in kept):
+            return [group]
+        parts, x = [], group.x
+        for part, members in groups(kept):
+            index = torch.tensor(members, device=x.device)
+            riders = group.riders.at(index)
+            if part is None:
+                parts.append(group.at(index, x[index], riders))
+                continue
+            anchor = torch.tensor(part, dtype=torch.long, device=x.device).expand(len(members), -1)
+            grid = extent(masks[members[0]].reshape(riders.grid)) if riders.whole else None
+            order = Reduction(anchor, grid_out=grid)
+            left = torch.cat([x[index, : self.first], apply(order, x[index, self.first :])], dim=1)
+            parts.append(group.at(index, left, carried(riders, order, "keep")))
+            parts[-1].history.steps.append((self.depth - 1, order))
+        return parts
 
     def _left(self, state: EncoderGroup) -> EncoderGroup:
         """The group behind the last block, its tokens in order again where something has moved them."""

@@ -38,6 +38,8 @@ class VisualState:
         cls_stays: CLS is part of what the decoder reads ("full" feature selection); protected, never counted.
         renumber: a method wants the prompt's position ids without gaps.
         extra: (n, L, D) features that ride along to the decoder's first L layers, or None.
+        rest: (m, D) all tokens of the view, where prompt entries are to hold mixtures of its picture's; None elsewhere,
+            and once a method has acted on the row.
     """
 
     x: Tensor
@@ -52,6 +54,7 @@ class VisualState:
     cls_stays: bool = False
     renumber: bool = False
     extra: Tensor | None = None
+    rest: Tensor | None = None
 
     @property
     def n(self) -> int:

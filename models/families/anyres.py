@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -208,11 +208,6 @@ class AnyResInputs(Inputs):
         height, width = best_resolution(size, self.pinpoints)
         return height // self.side, width // self.side
 
-    def layout(self, picture: Framed) -> Layout:
-        """How a framed picture reaches the prompt."""
-        tiles = (0, 0) if len(picture.views) == 1 else self.tiles(picture.size)
-        return Layout(picture.size, tiles, picture.views[0].grid, self.most_tiles)
-
     def row(self, image: Pictures, question: str, number: int) -> Row:
         """See `Inputs.row`."""
         each = list(image) if isinstance(image, (list, tuple)) else [image]
@@ -231,10 +226,9 @@ class AnyResInputs(Inputs):
         return self._entries(self._cut([rgb])[0][: 1 + rows * columns], rgb.shape[:2])
 
     def refit(self, picture: Framed, grids: Sequence[Grid]) -> Framed:
-        """See `Inputs.refit`. Raises: HostError where the views' grids would differ: tiles make one map."""
-        if len(set(grids)) != 1:
-            raise HostError(f"tiles of a picture keep one grid; asked for {sorted(set(grids))}")
-        return self._entries([resized(view, grids[0], self.patch) for view in picture.views], picture.size)
+        """See `Inputs.refit`; see `one_grid`."""
+        grid = one_grid(grids)
+        return self._entries([resized(view, grid, self.patch) for view in picture.views], picture.size)
 
     def pixels(self, views: Sequence[View]) -> Tensor:
         """See `Inputs.pixels`."""
@@ -258,13 +252,21 @@ class AnyResInputs(Inputs):
 
     def _entries(self, views: Sequence[View], size: Size) -> Framed:
         """A picture with its prompt entries."""
-        blank = Framed(tuple(views), (), np.zeros(0, np.int64), np.zeros(0, np.int64), size)
-        view, position = self.layout(blank).entries()
-        return Framed(blank.views, (self.image_token_id,) * len(view), view, position, size)
+        tiles = (0, 0) if len(views) == 1 else self.tiles(size)
+        layout = Layout(size, tiles, views[0].grid, self.most_tiles)
+        view, position = layout.entries()
+        ids = (self.image_token_id,) * len(view)
+        return Framed(tuple(views), ids, view, position, size, layout, layout.is_shrunk)
 
 
 class AnyResHost(Host):
-    """What both families share; see `Host`."""
+    """What both families share; see `Host`.
+
+    Attributes:
+        most_tiles: see `Layout`.
+    """
+
+    most_tiles: int | None = None
 
     @classmethod
     def check(cls, config: Any, name: str) -> None:
@@ -278,12 +280,12 @@ class AnyResHost(Host):
         self.decoder = Decoder(core.language_model, self.model.lm_head)
         self.grid, self.shape = self.tower.grid, shape_of(self.tower, self.decoder)
 
-    def tiled(self, processor: Any, most_tiles: int | None = None, nested: bool = False) -> AnyResInputs:
+    def tiled(self, processor: Any, nested: bool = False) -> AnyResInputs:
         """The family's inputs, see `AnyResInputs`."""
         c = self.model.config
         side, patch = c.vision_config.image_size, self.tower.patch
         pinpoints = c.image_grid_pinpoints
-        return AnyResInputs(processor, c.image_token_index, side, patch, pinpoints, most_tiles, nested)
+        return AnyResInputs(processor, c.image_token_index, side, patch, pinpoints, self.most_tiles, nested)
 
     def project(self, x: Tensor) -> Tensor:
         """See `Host.project`."""
@@ -297,6 +299,40 @@ class AnyResHost(Host):
         """See `Host.prompt_shape`: a square picture that fills 2 x 2 tiles, or else the first resolution it knows."""
         c = self.model.config
         side, known = c.vision_config.image_size, [tuple(p) for p in c.image_grid_pinpoints]
-        rows, columns = (n // side for n in ((2 * side, 2 * side) if (2 * side, 2 * side) in known else known[0]))
-        newlines = rows * self.grid[1]
-        return PromptShape(n_text + newlines, (self.grid,) * (1 + rows * columns), (), newlines)
+        size = (2 * side, 2 * side) if (2 * side, 2 * side) in known else known[0]
+        return shape_with(n_text, [Layout(size, (size[0] // side, size[1] // side), self.grid, self.most_tiles)])
+
+    def reshaped(self, shape: PromptShape, grids: Sequence[Grid]) -> PromptShape:
+        """See `Host.reshaped`."""
+        layouts, at = [], 0
+        for layout in shape.layouts:
+            layouts.append(replace(layout, grid=one_grid(grids[at : at + layout.n_views])))
+            at += layout.n_views
+        return shape_with(shape.n_text - shape.newlines, layouts)
+
+    def mixed(self, picture: Framed, x: Sequence[Tensor]) -> list[Tensor]:
+        """See `Host.mixed`."""
+        return [x[0], *picture.layout.mixed(torch.stack(list(x[1:])))]
+
+
+def shape_with(words: int, layouts: Sequence[Layout]) -> PromptShape:
+    """The shape of a prompt of so many words and these pictures."""
+    grids = tuple(layout.grid for layout in layouts for _ in range(layout.n_views))
+    shown = tuple(grid for layout in layouts for grid in layout.shown())
+    mixed = tuple(layout.is_shrunk for layout in layouts for _ in range(layout.n_views))
+    newlines = sum(layout.newlines for layout in layouts)
+    return PromptShape(
+        n_text=words + newlines,
+        grids=grids,
+        shown=() if shown == grids else shown,
+        newlines=newlines,
+        mixed=mixed if any(mixed) else (),
+        layouts=tuple(layouts),
+    )
+
+
+def one_grid(grids: Sequence[Grid]) -> Grid:
+    """The grid of all views of a picture. Raises: HostError where they differ: tiles make one map."""
+    if len(set(grids)) != 1:
+        raise HostError(f"tiles of a picture keep one grid; asked for {sorted(set(grids))}")
+    return grids[0]

@@ -33,7 +33,11 @@ class LlavaOnevisionHost(AnyResHost):
         if not limit.startswith(LIMIT) or not limit[len(LIMIT) :].isdecimal():
             raise UnsupportedModel(f"{name}: vision_aspect_ratio {limit!r}; known: {LIMIT}N")
 
+    def parts(self) -> None:
+        """See `Host.parts`."""
+        super().parts()
+        self.most_tiles = int(self.model.config.vision_aspect_ratio[len(LIMIT) :])
+
     def inputs_of(self, processor: Any) -> AnyResInputs:
         """See `Host.inputs_of`."""
-        most = int(self.model.config.vision_aspect_ratio[len(LIMIT) :])
-        return self.tiled(processor, most_tiles=most, nested=True)
+        return self.tiled(processor, nested=True)

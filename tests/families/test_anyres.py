@@ -149,7 +149,7 @@ def test_smaller_views_are_laid_out_as_a_model_with_smaller_tiles_would(family, 
         row = inputs.row(tiny.picture(1, *shape), "left ?", 0)
         small = inputs.relaid(row, [(1, 3, 3)] * len(row.views))
         scaled = [[24 * n for n in inputs.tiles(shape)]]  # the resolution that was chosen, at 24 pixels a tile
-        layout = inputs.layout(small.pictures[0])
+        layout = small.pictures[0].layout
         _, packed_ = packed(family, shape, 3, 24, scaled, tiny.MOST_TILES, len(row.views))
         at = np.flatnonzero(small.ids == tiny.IMAGE)
         assert len(at) == len(packed_) and small.seed == row.seed
