@@ -31,7 +31,7 @@ FLOORS = (
 FLOOR = {folder: number for number, floor in enumerate(FLOORS) for folder in floor}
 TRAINING = {"gymnasium", "stable_baselines3", "ray", "tensorboard"}
 # Folders that import these libraries and Python's own, no other; what is LAZY may also be imported inside a function.
-ONLY = {"compressors": {"torch"}, "plans": {"numpy"}, "tasks": {"numpy", "PIL", "sklearn", "skimage"}}
+ONLY = {"compressors": {"torch"}, "plans": {"numpy"}, "tasks": {"numpy", "PIL", "av", "sklearn", "skimage"}}
 ONLY |= {"controller": {"numpy"}, "configs": set()}
 LAZY = {"plans": {"yaml"}, "controller": {"onnx", "onnxruntime"}}
 # Folders whose import must not cost a serving process the training stack.
