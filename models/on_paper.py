@@ -1,0 +1,216 @@
+"""Hosts of configurations alone: what a model would cost on pictures of given sizes, with no weight read.
+
+The model is built on the meta device and its family lays out blank pictures, so prompts have the layout of a loaded
+host. What its image processor and tokenizer would say comes from the folder where they lie beside the configuration;
+else the image processor has the settings that the family is published with, and a stand-in counts words.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoImageProcessor, CLIPTextConfig, CLIPTextModelWithProjection
+
+from foveate.models.errors import BadInput, UnsupportedModel
+from foveate.models.families import FAMILIES, family
+from foveate.models.host import Host
+from foveate.models.inputs import PromptShape
+from foveate.models.processors import Parts, load_processor
+from foveate.models.reference import WEIGHTS
+from foveate.models.text_tower import FOLDER, PROJECTION, TextTower
+from foveate.plans.files import CONFIGS
+from foveate.plans.plan import near
+from foveate.tasks.images import MAX_PIXELS
+
+SHIPPED = CONFIGS / "models"
+"""Configurations of published models, one JSON file each."""
+
+
+def _llava(c: Any) -> Any:
+    side = c.vision_config.image_size
+    if c.vision_config.model_type == "siglip_vision_model":
+        return transformers.SiglipImageProcessorPil(size={"height": side, "width": side})
+    return transformers.CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+
+
+def _llava_next(c: Any) -> Any:
+    side = c.vision_config.image_size
+    return transformers.LlavaNextImageProcessorPil(
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        image_grid_pinpoints=c.image_grid_pinpoints,
+    )
+
+
+def _llava_onevision(c: Any) -> Any:
+    side = c.vision_config.image_size
+    return transformers.LlavaOnevisionImageProcessorPil(
+        size={"height": side, "width": side}, image_grid_pinpoints=c.image_grid_pinpoints
+    )
+
+
+def _qwen(least: int, most: int) -> Callable[[Any], Any]:
+    def made(c: Any) -> Any:
+        v = c.vision_config
+        return transformers.Qwen2VLImageProcessorPil(
+            size={"shortest_edge": least, "longest_edge": most},
+            patch_size=v.patch_size,
+            temporal_patch_size=v.temporal_patch_size,
+            merge_size=v.spatial_merge_size,
+        )
+
+    return made
+
+
+def _internvl(c: Any) -> Any:
+    height, width = c.vision_config.image_size
+    return transformers.GotOcr2ImageProcessorPil(size={"height": height, "width": width}, min_patches=1, max_patches=12)
+
+
+def _smolvlm(c: Any) -> Any:
+    kind = (
+        transformers.SmolVLMImageProcessorPil if c.model_type == "smolvlm" else transformers.Idefics3ImageProcessorPil
+    )
+    edge = c.vision_config.image_size
+    return kind(size={"longest_edge": 4 * edge}, max_image_size={"longest_edge": edge})
+
+
+PUBLISHED: dict[str, Callable[[Any], Any]] = {
+    "llava": _llava,
+    "llava_next": _llava_next,
+    "llava_onevision": _llava_onevision,
+    "qwen2_5_vl": _qwen(3_136, 12_845_056),
+    "qwen3_vl": _qwen(65_536, 16_777_216),
+    "internvl": _internvl,
+    "smolvlm": _smolvlm,
+    "idefics3": _smolvlm,
+}
+"""Model type -> its image processor as the family is published, from a configuration."""
+
+
+class StandIn:
+    """Stands where a tokenizer is missing: one id for each word, sign, marker in angle brackets, or run of line breaks.
+
+    Args:
+        image_token_id: of the marker of pictures.
+    """
+
+    bos_token = None
+    start_image_token, end_image_token = "<img>", "</img>"
+    image = "<image>"
+    pieces = re.compile(r"</?[\w|-]+>|\n+|\w+|[^\w\s]")
+
+    def __init__(self, image_token_id: int) -> None:
+        self.image_token_id = image_token_id
+
+    def convert_ids_to_tokens(self, token: int) -> str:
+        """The marker of pictures, or a name for another id."""
+        return self.image if token == self.image_token_id else f"<{token}>"
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        """Ids: the marker's own, -1 for all else."""
+        return {"input_ids": [self.image_token_id if p == self.image else -1 for p in self.pieces.findall(text)]}
+
+
+def paper_host(model: str | Path) -> Host:
+    """A host that can be asked what it would cost: it has a configuration, and no weights.
+
+    Args:
+        model: "reference", a folder with a config.json, such a file, or the name of a shipped one ("llava-1.5-7b").
+    Raises:
+        UnsupportedModel: nothing there, or a model that no host here can open.
+    """
+    path = config_path(model)
+    try:
+        config = AutoConfig.from_pretrained(str(path))
+    except (OSError, ValueError, KeyError) as error:
+        raise UnsupportedModel(f"{path}: no usable config: {' '.join(str(error).split())}") from error
+    if config.model_type not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise UnsupportedModel(f"{path}: model type {config.model_type!r} has no host here; known: {known}")
+    host = family(config.model_type).on_paper(config, str(model))
+    folder = path if path.is_dir() else path.parent if path.name == "config.json" else None
+    try:
+        host.inputs = host.inputs_of(_processor(folder, config))
+        if folder is not None and (folder / FOLDER).is_dir():
+            host.text = _text_tower(folder / FOLDER, host.inputs.tokenizer)
+            host.signals |= {"text_similarity"}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UnsupportedModel(f"{path}: {' '.join(str(error).split())}") from error
+    return host
+
+
+def config_path(model: str | Path) -> Path:
+    """The folder or file of a configuration. Raises: UnsupportedModel, listing near names."""
+    path = WEIGHTS if str(model) == "reference" else Path(model)
+    if path.is_file() or (path / "config.json").is_file():
+        return path
+    shipped = shipped_models()
+    if str(model) in shipped:
+        return shipped[str(model)]
+    if path.exists() or len(path.parts) > 1:
+        raise UnsupportedModel(f"{path}: no config.json there")
+    raise UnsupportedModel(f"no model {str(model)!r}; near: {near(model, ['reference', *shipped])}")
+
+
+def shipped_models() -> dict[str, Path]:
+    """Name -> file of the shipped configurations, in alphabetical order."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.json"))}
+
+
+def picture_shape(host: Host, sizes: Sequence[tuple[int, int]], n_text: int) -> PromptShape:
+    """The shape of a prompt with pictures of these sizes, laid out by the family's own code.
+
+    Args:
+        host: loaded, or on paper.
+        sizes: (width, height) of each picture in pixels; none = one of the host's usual size.
+        n_text: words beside the pictures and beside the markers that these bring along.
+    Raises:
+        BadInput: a size out of range, or a picture that the family does not take.
+    """
+    if not sizes:
+        return host.prompt_shape(n_text)
+    for width, height in sizes:
+        if width < 1 or height < 1 or width * height > MAX_PIXELS:
+            raise BadInput(f"a picture of {width}x{height}: needs at least 1x1 and at most {MAX_PIXELS} pixels")
+    row = host.inputs.row([np.zeros((height, width, 3), np.uint8) for width, height in sizes], "", 0)
+    words = len(host.inputs.prompt("", 0, len(sizes))[1]) - len(sizes)
+    return replace(row.shape, n_text=row.shape.n_text - words + n_text)
+
+
+def _processor(folder: Path | None, config: Any) -> Any:
+    """The folder's processor; what it lacks is stood in for."""
+    if folder is not None and (folder / "tokenizer.json").is_file():
+        return load_processor(str(folder), config)
+    token = getattr(config, "image_token_id", None) or config.image_token_index
+    made = _published(folder, config)
+    return Parts(made, StandIn(token), None)
+
+
+def _published(folder: Path | None, config: Any) -> Any:
+    """The image processor of the folder, or else of the family."""
+    if folder is not None:
+        whole = folder / "processor_config.json"
+        if (folder / "preprocessor_config.json").is_file() or (
+            whole.is_file() and "image_processor" in json.loads(whole.read_text(encoding="utf-8"))
+        ):
+            return AutoImageProcessor.from_pretrained(str(folder), backend="pil")
+    return PUBLISHED[config.model_type](config)
+
+
+def _text_tower(folder: Path, tokenizer: Any) -> TextTower:
+    """The text tower's sizes; of its projection the file's head is read, which names the shape."""
+    with torch.device("meta"):
+        model = CLIPTextModelWithProjection(CLIPTextConfig.from_pretrained(folder))
+    with safe_open(folder / PROJECTION, "pt") as file:
+        size = file.get_slice("weight").get_shape()
+    return TextTower(model, torch.empty(size, device="meta"), tokenizer)
