@@ -96,15 +96,17 @@ class QwenTower(Tower):
     def geometry(self, grid: Grid, device: torch.device) -> Geometry:
         """Rotations and windows of a grid of tokens."""
         key = (grid, device)
-        if key not in self._known:
-            if len(self._known) >= REMEMBERED:
-                self._known.clear()
+        found = self._known.get(key)
+        if found is None:
             h, w = grid[1] * self.side, grid[2] * self.side
             rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
             place = in_units(torch.stack([rows, columns], dim=-1), self.side).to(device)
             cos, sin = self.visual.rotary_pos_emb(place, place)
-            self._known[key] = Geometry(cos.float(), sin.float(), *self._windows(grid, device))
-        return self._known[key]
+            found = Geometry(cos.float(), sin.float(), *self._windows(grid, device))
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            self._known[key] = found  # threads may both write it: the same value
+        return found
 
     def _windows(self, grid: Grid, device: torch.device) -> tuple[Tensor | None, tuple[Tensor, ...]]:
         """`Geometry.window` and `Geometry.members`."""

@@ -138,3 +138,13 @@ def test_learned_positions_are_the_table_itself_at_its_own_size(original):
     assert torch.allclose(corners[5 + 4], table[0, 4])  # the unit at the top right, its second patch
     middle = tower.positions((1, 1, 1))
     assert torch.allclose(middle, table[[0, 0, 4, 4], [0, 4, 0, 4]])
+
+
+def test_only_so_many_grids_are_remembered(kind, original, monkeypatch):
+    monkeypatch.setattr("foveate.models.families.qwen_tower.REMEMBERED", 3)
+    tower, cpu = TOWERS[kind](original(kind).model.visual), torch.device("cpu")
+    first = tower.geometry((1, 1, 2), cpu)
+    for width in range(3, 12):
+        tower.geometry((1, 1, width), cpu)
+        assert len(tower._known) <= 3
+    assert torch.equal(tower.geometry((1, 1, 2), cpu).cos, first.cos)
