@@ -7,16 +7,18 @@ Nothing here imports the harness before the harness asks for it: foveate works w
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import groupby
 from typing import Any
 
+from rich.console import Console
+from rich.progress import track
+
 from foveate.models import load_host
 from foveate.plans.named import load_plan
-from foveate.plans.plan import UNCOMPRESSED, Plan
+from foveate.plans.plan import UNCOMPRESSED
 from foveate.serving.gate import Gate, Record, record_of
 from foveate.tasks.images import open_picture
 
@@ -28,8 +30,6 @@ SAMPLING = {"do_sample": (None, False), "num_beams": (None, 1), "temperature": (
 
 IMAGE_MARK = "<image>"
 """Some tasks write it into their text; where a picture stands is the model's own business."""
-
-_log = logging.getLogger(__name__)
 
 
 def manifest() -> Any:
@@ -149,14 +149,12 @@ class Judged:
         """Greedy answers, each with what the gate did. Raises: ValueError on a request that cannot be put as it is."""
         from lmms_eval.api.instance import GenerationResult
 
-        asks = [self._asked(request) for request in requests]
-        settings = [
-            _settings(request, where, self.longest) for request, (*_, where) in zip(requests, asks, strict=True)
-        ]
+        settings = [_settings(request, self.longest) for request in requests]
+        batches = list(_batches([limit for limit, _ in settings], self.batch_size))
         counts, started, out, records = _classes()["Counts"], time.perf_counter(), [], []
-        for batch in _batches([limit for limit, _ in settings], self.batch_size):
-            pictures, questions = [asks[i][0] for i in batch], [asks[i][1] for i in batch]
-            texts, done = self._answers(pictures, questions, settings[batch[0]][0])
+        for batch in track(batches, MODEL, console=Console(stderr=True)):
+            pictures, questions = zip(*(self._asked(requests[i]) for i in batch), strict=True)
+            texts, done = self._answers(list(pictures), list(questions), settings[batch[0]][0])
             for i, text, record in zip(batch, texts, done, strict=True):
                 length = len(self.host.inputs.tokenizer.encode(text, add_special_tokens=False))
                 out.append(GenerationResult(_cut(text, settings[i][1]), counts(record, length)))
@@ -175,11 +173,11 @@ class Judged:
         counts, out = _classes()["Counts"], []
         for _, group in groupby(requests, lambda r: (r.args[0], *r.args[-3:])):
             rows = list(group)
-            pictures, question, where = self._asked(rows[0])
+            pictures, question = self._asked(rows[0])
             given = [row.args[1] for row in rows]
             texts = [(text if isinstance(text, str) else text(self._doc(rows[0]))).strip() for text in given]
             if not all(texts):
-                raise ValueError(f"{where}: a continuation is empty")
+                raise ValueError(f"{_where(rows[0])}: a continuation is empty")
             _, (record,) = self._answers([pictures], [question], 1)
             (score,) = self.host.open([pictures], [question]).run(record.plan).score([texts])
             for text, value, greedy in zip(given, score.logprob, score.greedy, strict=True):
@@ -190,9 +188,7 @@ class Judged:
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         """Not offered. Raises: NotImplementedError."""
-        raise NotImplementedError(
-            f"{MODEL}: tasks of several rounds are not offered; the gate answers single questions"
-        )
+        raise NotImplementedError(f"{MODEL}: no tasks of several rounds; the gate answers single questions")
 
     def _answers(self, pictures: list[Any], questions: list[str], limit: int) -> tuple[list[str], list[Record]]:
         """Answers and records of a batch."""
@@ -206,18 +202,23 @@ class Judged:
         doc_id, task, split = request.args[-3:]
         return self.task_dict[task][split][doc_id]
 
-    def _asked(self, request: Any) -> tuple[Any, str, str]:
-        """Picture or pictures, question, and words for messages that say which request it is."""
-        doc_id, task, split = request.args[-3:]
-        where, doc = f"task {task!r}, split {split!r}, document {doc_id}", self._doc(request)
-        if self.is_simple or request.request_type == "loglikelihood":
+    def _asked(self, request: Any) -> tuple[Any, str]:
+        """Picture or pictures, and the question. Raises: ValueError where a document has other media, or none."""
+        where, doc = _where(request), self._doc(request)
+        if self.is_simple:
             pictures, text = request.args[2](doc) or [], request.args[0]
         else:
             pictures, text = _from_messages(request.args[1](doc), where)
         if not pictures or any(isinstance(picture, dict) for picture in pictures):
             raise ValueError(f"{where}: needs pictures, has {'other media' if pictures else 'none'}")
         pictures = [open_picture(picture) if isinstance(picture, str) else picture for picture in pictures]
-        return pictures[0] if len(pictures) == 1 else pictures, text.replace(IMAGE_MARK, "").strip(), where
+        return pictures[0] if len(pictures) == 1 else pictures, text.replace(IMAGE_MARK, "").strip()
+
+
+def _where(request: Any) -> str:
+    """Words for messages that say which request it is."""
+    doc_id, task, split = request.args[-3:]
+    return f"task {task!r}, split {split!r}, document {doc_id}"
 
 
 def _from_messages(messages: Sequence[Mapping[str, Any]], where: str) -> tuple[list[Any], str]:
@@ -233,16 +234,16 @@ def _from_messages(messages: Sequence[Mapping[str, Any]], where: str) -> tuple[l
     return [part["url"] for part in parts if part["type"] == "image"], "\n".join(texts)
 
 
-def _settings(request: Any, where: str, longest: int) -> tuple[int, list[str]]:
+def _settings(request: Any, longest: int) -> tuple[int, list[str]]:
     """Longest answer and stop strings. Raises: ValueError where a task asks for more than greedy decoding."""
     given = next(value for value in request.args if isinstance(value, dict))
     for name, plain in SAMPLING.items():
         if given.get(name) not in plain:
-            raise ValueError(f"{where}: {name} = {given[name]!r}; the gate covers greedy decoding alone")
+            raise ValueError(f"{_where(request)}: {name} = {given[name]!r}; the gate covers greedy decoding alone")
     until = given.get("until") or []
     limit = int(given.get("max_new_tokens") or longest)
     if limit < 1:
-        raise ValueError(f"{where}: max_new_tokens = {limit} is below 1")
+        raise ValueError(f"{_where(request)}: max_new_tokens = {limit} is below 1")
     return limit, [until] if isinstance(until, str) else list(until)
 
 
