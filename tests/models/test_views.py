@@ -1,4 +1,4 @@
-"""Rows of several pictures and views: the model's own answers where nothing is compressed, and what compression keeps."""
+"""Rows of several pictures and views: the model's own answers when uncompressed, and what compression keeps."""
 
 from dataclasses import dataclass
 
@@ -20,8 +20,8 @@ from foveate.plans.plan import BLIND, STAGES, UNCOMPRESSED, Plan
 pytestmark = pytest.mark.fast
 
 APART = (  # words between the pictures
-    "{% for m in messages %}USER : {% for c in m['content'] %}{% if c['type'] == 'image' %}this <image> thing {% else %}"
-    "{{ c['text'] }}{% endif %}{% endfor %} ASSISTANT :{% endfor %}"
+    "{% for m in messages %}USER : {% for c in m['content'] %}{% if c['type'] == 'image' %}this <image> thing "
+    "{% else %}{{ c['text'] }}{% endif %}{% endfor %} ASSISTANT :{% endfor %}"
 )
 MODELS = [
     {"tower": "clip"},
