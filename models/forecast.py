@@ -101,7 +101,7 @@ class Forecast:
     Attributes:
         host: the model.
         plan: which methods.
-        n_text: words of the prompt.
+        n_text: words of the prompt, newlines apart.
         row: the row's ledger, filled stage by stage.
         ledger: what is charged now: the row's, or one that counts for several equal views.
         asked: the question has been embedded.
@@ -294,7 +294,7 @@ def forecast(host: Host, plan: Plan, shape: PromptShape, new_tokens: int = 0, tu
         raise BadInput(
             f"forecast: n_text {shape.n_text} and turns {turns} must be at least 1, new_tokens {new_tokens} at least 0"
         )
-    run = Forecast(host, plan, shape.n_text)
+    run = Forecast(host, plan, shape.n_text - shape.newlines)
     stops = [opened(shape, host.cls_stays)]
     for stage in STAGES:
         stops.append(run.stage(stage, stops[-1]))
