@@ -49,12 +49,12 @@ def grids(key):
 
 
 def cases(*bases):
-    """(key, grid, count) for every method of these bases: the usual counts where it can give them, and its extremes."""
+    """(key, grid, count) for every method of these bases: the fewest and the most tokens, and some between."""
     found = []
     for key in of(*bases):
         for grid in grids(key):
-            reachable = make(*key).reachable(grid)
-            wanted = {c for c in COUNTS if c in reachable} | {reachable[0], reachable[-1]}
+            reachable, n = make(*key).reachable(grid), grid[0] * grid[1] * grid[2]
+            wanted = {c for c in (1, 2, 5, n - 1, n) if c in reachable} | {reachable[0], reachable[-1]}
             found += [(key, grid, count) for count in sorted(wanted)]
     return found
 

@@ -21,6 +21,22 @@ def test_two_best_pairs_merge_into_means(tiny):
     assert in_order(reduction).anchor.tolist() == [[1, 3, 4, 5]]
 
 
+def test_without_a_merge_nothing_changes_and_log_sizes_are_zero(tiny):
+    tokens = tiny(n=6, grid=(1, 2, 3), batch=2)
+    reduction = make("encoder", "tome").reduce(tokens, 6)
+    assert torch.equal(apply(reduction, tokens.x), tokens.x)
+    assert (apply_size(reduction, tokens.size).log() == 0).all()
+
+
+@pytest.mark.parametrize("count", [1, 7, 12])
+def test_sizes_add_up_and_their_weighted_sum_is_conserved(tiny, count):
+    tokens = tiny(n=13, grid=(1, 1, 13), batch=2)
+    reduction = make("encoder", "tome").reduce(tokens, count)
+    size = apply_size(reduction, tokens.size)
+    assert size.sum(1).tolist() == [13, 13]
+    assert torch.allclose((size.unsqueeze(-1) * apply(reduction, tokens.x)).sum(1), tokens.x.sum(1), atol=1e-5)
+
+
 def test_several_sources_may_share_one_destination(tiny):
     keys = torch.tensor([[[1.0, 0], [1, 0.1], [1, 0.2], [-1, 0], [1, 0.3], [-1, -1]]])
     reduction = make("encoder", "tome").reduce(tiny(n=6, grid=(1, 2, 3), keys=keys, x=keys), 3)
