@@ -25,7 +25,8 @@ class ToMe(Reducer):
     Differs: the host takes CLS out first, so patches are even or odd by their own index (in the code CLS is index 0
              and the two sets change roles). The n - count merges are spread evenly over the blocks, the remainder on
              the first ones, where the paper gives r for each block, the same or falling; what a block cannot halve
-             away goes to earlier ones. A call for less than half merges in several rounds. A merged token takes the odd one's place.
+             away goes to earlier ones. A call for less than half merges in several rounds. A merged token takes the
+             odd one's place.
 
     Args: none.
     Raises:
