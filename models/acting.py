@@ -58,7 +58,7 @@ def with_cls(state: VisualState) -> VisualState:
         x=torch.cat([state.cls[None], state.x]),
         size=torch.cat([state.size.new_ones(1), state.size]),
         position=torch.cat([state.position.new_full((1,), -1), state.position]),
-        origin=torch.cat([state.origin.new_zeros(1), state.origin]),
+        origin=torch.cat([state.origin.amin(0, keepdim=True), state.origin]),
         place=torch.cat([torch.zeros_like(state.place[:1]), state.place]),
         cls=None,
         cls_stays=False,
