@@ -1,5 +1,7 @@
 """Hosts of configurations alone: what a model would cost on pictures of given sizes, with no weight read.
 
+With random weights such a host runs too, which tells how long a model of that shape takes.
+
 The model is built on the meta device and its family lays out blank pictures, so prompts have the layout of a loaded
 host. What its image processor and tokenizer would say comes from the folder where they lie beside the configuration;
 else the image processor has the settings that the family is published with, and a stand-in counts words.
@@ -104,7 +106,7 @@ class StandIn:
         image_token_id: of the marker of pictures.
     """
 
-    bos_token = None
+    bos_token, eos_token_id = None, -1
     start_image_token, end_image_token = "<img>", "</img>"
     image = "<image>"
     pieces = re.compile(r"</?[\w|-]+>|\n+|\w+|[^\w\s]")
@@ -117,8 +119,9 @@ class StandIn:
         return self.image if token == self.image_token_id else f"<{token}>"
 
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
-        """Ids: the marker's own, -1 for all else."""
-        return {"input_ids": [self.image_token_id if p == self.image else -1 for p in self.pieces.findall(text)]}
+        """Ids: the marker's own, one other for all else."""
+        other = 0 if self.image_token_id else 1
+        return {"input_ids": [self.image_token_id if p == self.image else other for p in self.pieces.findall(text)]}
 
 
 def paper_host(model: str | Path) -> Host:
@@ -147,6 +150,26 @@ def paper_host(model: str | Path) -> Host:
     except (OSError, ValueError, SafetensorError) as error:
         raise UnsupportedModel(f"{path}: {' '.join(str(error).split())}") from error
     return host
+
+
+def random_host(config: Any, name: str, dtype: torch.dtype, device: str, seed: int = 0) -> Host:
+    """A host that runs, with weights drawn at random on the device: for times and memory, its answers mean nothing.
+
+    Args:
+        config: of a family here, as `AutoConfig` gives it.
+        name: for messages and reports.
+        dtype: of the weights.
+        device: as torch writes it.
+        seed: of the weights.
+    Raises:
+        UnsupportedModel: a model that no host here can open.
+    """
+    kind = family(config.model_type)
+    kind.check(config, name)
+    torch.manual_seed(seed)
+    with torch.device(device):
+        model = kind.model_class_of(config)._from_config(config, dtype=dtype)
+    return kind(model, _processor(None, config), name=name)
 
 
 def config_path(model: str | Path) -> Path:
