@@ -15,6 +15,7 @@ from foveate.tasks.base import IMAGE_SIZE
 from foveate.tasks.generated import GeneratedTask, Programme
 from foveate.tasks.questions import Ask, pick
 from foveate.tasks.render import PALETTE, Canvas
+from foveate.tasks.scenes import centres
 from foveate.tasks.splits import digest, split_of
 
 SIDE = 3  # cells per side of the grid of scattered digits
@@ -125,7 +126,7 @@ class Digits(GeneratedTask):
             inset = size // 8  # the glyph class covers the box of the character, as for printed text
             box = (left + inset, top, left + size - inset, top + size)
             canvas.label(box, str(value), ink)
-            canvas.parts[str(part)] = (box,)
+            canvas.part(str(part), box)
 
     def asks(self, programme: Programme, rng: random.Random) -> list[Ask]:
         """See `GeneratedTask.asks`."""
@@ -136,11 +137,11 @@ class Digits(GeneratedTask):
             for place, k in (("left", 0), ("right", len(values) - 1)):
                 asks.append(Ask("digit_at", {"place": place}, (str(values[k]),), at=(str(k),)))
             if rng.random() < 0.3:
-                asks.append(Ask("count_digits", {}, (str(len(values)),), at=every))
+                asks.append(Ask("count_digits", {}, (str(len(values)),), at=centres(range(len(values)))))
             return pick(asks, 4, rng)
         for place, found in _outermost(programme["cells"]).items() if len(values) > 1 else ():
             asks.append(Ask("digit_at", {"place": place}, (str(values[found]),), at=(str(found),)))
-        asks.append(Ask("count_digits", {}, (str(len(values)),), at=every))
+        asks.append(Ask("count_digits", {}, (str(len(values)),), at=centres(range(len(values)))))
         if len(values) == 1:
             asks.append(Ask("number_written", {}, (str(values[0]),), at=every))
         return pick(asks, 4, rng)

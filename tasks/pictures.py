@@ -10,7 +10,7 @@ from foveate.tasks.clipart import missing_photos, photo_ground, picture, picture
 from foveate.tasks.generated import GeneratedTask, Programme
 from foveate.tasks.questions import Ask, pick
 from foveate.tasks.render import Canvas
-from foveate.tasks.scenes import WHERE, beside, plural
+from foveate.tasks.scenes import WHERE, beside, centres, plural
 
 SIZES = {1: (36, 60), 2: (30, 43), 3: (24, 29)}  # px by cells per side, end excluded; even, for the cache
 
@@ -69,7 +69,7 @@ class Pictures(GeneratedTask):
             tinted = tint(image, rng)
             canvas.image.paste(tinted, (left, top), tinted)
             canvas.label_mask(mask, left, top, what, "none")
-            canvas.parts[str(part)] = ((left, top, left + image.width, top + image.height),)
+            canvas.part(str(part), (left, top, left + image.width, top + image.height))
 
     def asks(self, programme: Programme, rng: random.Random) -> list[Ask]:
         """See `GeneratedTask.asks`."""
@@ -82,9 +82,9 @@ class Pictures(GeneratedTask):
             asks += self._beside_asks(things, side, rng)
             if "counted" in programme:  # drawn with its number: 1 to 6 are equally likely
                 what = programme["counted"]
-                at = tuple(n for n in every if things[int(n)][0] == what)
+                at = centres(n for n, thing in enumerate(things) if thing[0] == what)
                 asks.append(Ask("count_of", {"things": plural(what)}, (str(counts[what]),), at=at))
-        asks.append(Ask("count_objects", {}, (str(len(things)),), at=every))
+        asks.append(Ask("count_objects", {}, (str(len(things)),), at=centres(range(len(things)))))
         if rng.random() < 0.35:
             true = rng.random() < 0.5
             options = sorted(counts) if true else [what for what in PICTURES if what not in counts]

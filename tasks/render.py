@@ -165,6 +165,15 @@ class Canvas:
         part = covered[y0 - top : y1 - top, x0 - left : x1 - left]
         self.labels[y0:y1, x0:x1][part] = 16 * WHAT[what] + COLOUR[colour]
 
+    def part(self, name: str, box: Box) -> None:
+        """Gives a thing's box the name `name`, and a patch's worth around its centre "centre of `name`".
+
+        Counting looks at centres: a large thing must not weigh more than a small one.
+        """
+        x, y, half = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2, CELL
+        self.parts[name] = (box,)
+        self.parts[f"centre of {name}"] = ((x - half, y - half, x + half, y + half),)
+
     def shape(self, name: str, colour: str, centre: tuple[float, float], size: int) -> Box:
         """Draw a shape of `size` px around `centre` (x, y); returns its box."""
         mask = shape_mask(name, size)

@@ -112,7 +112,7 @@ class Scenes(GeneratedTask):
                 step = IMAGE_SIZE / side
                 slack = max(0.0, (step - size) / 2 - 1)
                 centre = tuple(step * (k + 0.5) + rng.uniform(-slack, slack) for k in (column, row))
-            canvas.parts[str(number)] = (canvas.shape(shape, colour, centre, size),)
+            canvas.part(str(number), canvas.shape(shape, colour, centre, size))
 
     def asks(self, programme: Programme, rng: random.Random) -> list[Ask]:
         """See `GeneratedTask.asks`."""
@@ -135,7 +135,7 @@ class Scenes(GeneratedTask):
 
     def _count_asks(self, pairs: list[tuple[str, str]], rng: random.Random) -> list[Ask]:
         colours, shapes = Counter(c for c, _ in pairs), Counter(s for _, s in pairs)
-        asks = [Ask("count_objects", {}, (str(len(pairs)),), at=_numbers(range(len(pairs))))]
+        asks = [Ask("count_objects", {}, (str(len(pairs)),), at=centres(range(len(pairs))))]
         # the larger groups first: asking about every group would make "1" the best guess
         for counts, names, template, slot in (
             (shapes, SHAPES, "count_of", "things"),
@@ -147,7 +147,7 @@ class Scenes(GeneratedTask):
             if rng.random() < 0.05 and len(counts) < len(names):
                 name = rng.choice([other for other in names if other not in counts])
             slots = {slot: plural(name) if slot == "things" else name}
-            at = _numbers(number for number, pair in enumerate(pairs) if name in pair)
+            at = centres(number for number, pair in enumerate(pairs) if name in pair)
             asks.append(Ask(template, slots, (str(counts[name]),), at=at))
         rng.shuffle(asks)
         return asks
@@ -198,6 +198,6 @@ def _unique(pairs: list[tuple[str, str]]) -> list[Ask]:
     return asks + [Ask("shape_of", {"colour": c}, (s,), (n,), (n,)) for n, c, s in numbered if colours[c] == 1]
 
 
-def _numbers(numbers: Iterable[int]) -> tuple[str, ...]:
-    """The parts of the things with these numbers."""
-    return tuple(map(str, numbers))
+def centres(numbers: Iterable[int]) -> tuple[str, ...]:
+    """The parts of the canvas that a count of the things with these numbers looks at."""
+    return tuple(f"centre of {number}" for number in numbers)
