@@ -198,7 +198,7 @@ def _check(host: Host, inputs: Sequence[Input], plans: Sequence[Plan], label_fre
         raise ValueError("plans must start with the uncompressed one")
     for plan in plans:
         try:
-            host.forecast(plan, 1)
+            host.forecast(plan, host.prompt_shape(1))
         except ValueError as error:
             raise ValueError(f"plan {plan.label()}: {error}") from None
 

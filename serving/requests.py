@@ -70,9 +70,7 @@ class Request:
     pad: int
 
 
-def from_pictures(
-    host: Host, images: Sequence[Any], questions: Sequence[str], arguments: Mapping[str, Any]
-) -> Request:
+def from_pictures(host: Host, images: Sequence[Any], questions: Sequence[str], arguments: Mapping[str, Any]) -> Request:
     """A request in pictures and questions.
 
     Raises:

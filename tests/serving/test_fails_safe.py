@@ -78,7 +78,7 @@ def test_with_a_hard_limit_an_unjudged_row_gets_the_mildest_plan_within_it(host,
     size = Layout.of(TOKEN_FEATURES).size
     zeros, ones = np.zeros(size, np.float32), np.ones(size, np.float32)
     narrow = make_artefact(ZIP, normalisation=Normalisation(zeros, ones, zeros - 2e6, zeros - 1e6))
-    full = host.forecast(UNCOMPRESSED, 20, 5).total
+    full = host.forecast(UNCOMPRESSED, host.prompt_shape(20), 5).total
     gate = Gate(host, None, narrow, max_flops=0.6 * full)
     gate.answer(*batch, 5)
     for record in gate.last:

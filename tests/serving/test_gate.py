@@ -118,7 +118,7 @@ class TestPlans:
 
 class TestHardLimit:
     def test_no_decided_row_exceeds_it_whatever_the_controller_wants(self, host, make_artefact, batch):
-        full = host.forecast(UNCOMPRESSED, 20, 5).total
+        full = host.forecast(UNCOMPRESSED, host.prompt_shape(20), 5).total
         for seed in range(2):
             for share in (0.5, 0.7, 1.3):
                 gate = Gate(host, None, make_artefact(seed=seed), max_flops=share * full)
@@ -128,7 +128,7 @@ class TestHardLimit:
                     assert record.ledger.total <= share * full
 
     def test_it_forces_plans_on_a_controller_that_wants_none(self, host, make_artefact, batch):
-        full = host.forecast(UNCOMPRESSED, 20, 5).total
+        full = host.forecast(UNCOMPRESSED, host.prompt_shape(20), 5).total
         gate = Gate(host, None, make_artefact(UNCOMPRESSED), max_flops=0.6 * full)
         gate.answer(*batch, 5)
         assert all(record.plan.active for record in gate.last)
