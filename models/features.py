@@ -88,9 +88,11 @@ def reveal(p: Pass, group: str, rows: Sequence[int] | None = None) -> list[np.nd
 
 def _of_row(p: Pass, of: Callable[[Pass, int], list[float]], row: int) -> list[float]:
     """A row's features; of several views, the mean by their tokens."""
-    lanes = p.lanes[row]
-    if of is _layer1 or len(lanes) == 1:
-        return of(p, row if of is _layer1 else lanes[0])
+    if of is _layer1:
+        return of(p, row)
+    lanes = [lane for lane in p.lanes[row] if p.tokens[lane].n]  # of a view that only shows padding nothing is left
+    if len(lanes) == 1:
+        return of(p, lanes[0])
     return np.average([of(p, lane) for lane in lanes], axis=0, weights=[p.tokens[lane].n for lane in lanes]).tolist()
 
 

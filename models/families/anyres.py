@@ -155,7 +155,7 @@ class Layout:
         if self.n_views == 1:
             return (self.grid,)
         rows, columns = self.counts
-        return (self.grid, *((1, h, w) for h in rows for w in columns))
+        return (self.grid, *((1, h, w) if h and w else (0, 0, 0) for h in rows for w in columns))
 
     def mixed(self, x: Tensor) -> list[Tensor]:
         """What a shrunk map's entries hold, tile by tile: all tokens (tiles, n, D) -> (h * w of `shown`, D) each."""

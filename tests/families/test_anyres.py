@@ -91,6 +91,11 @@ def test_entries_of_a_shrunk_map_show_the_tokens_that_weigh_most_and_none_twice(
         assert int(shares[tile - 1].argmax()) == int((view[: entries[number]] == tile).sum())
 
 
+def test_a_published_picture_has_its_published_count():
+    layout = Layout((672, 672), (2, 2), (1, 24, 24))  # LLaVA-NeXT: 2880 tokens, beside its newlines
+    assert sum(t * h * w for t, h, w in layout.shown()) == 2880 and layout.newlines == 48
+
+
 def test_a_picture_by_itself_is_followed_by_one_newline():
     layout = Layout((5, 9), (0, 0), (1, 2, 2))
     view, position = layout.entries()

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaNextConfig,
@@ -132,10 +135,30 @@ def model(family: str, decoder: str | None = None, seed: int = 0):
 
 
 def build(folder: Path, family: str, decoder: str | None = None, seed: int = 0) -> Path:
-    """Writes a model and its processor into `folder`."""
+    """Writes a model and its processor into `folder`; beside a CLIP tower its text tower."""
     model(family, decoder, seed).save_pretrained(folder)
     processor(family).save_pretrained(folder)
+    if family == NEXT:
+        add_text_tower(folder / "text_tower")
     return folder
+
+
+def add_text_tower(folder: Path) -> None:
+    """A random text tower with the projection that makes the vision tower's tokens comparable with it."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer()),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        projection_dim=12,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=END,
+    )
+    CLIPTextModelWithProjection(config).save_pretrained(folder)
+    save_file({"weight": torch.randn(12, 24)}, folder / "visual_projection.safetensors")
 
 
 def picture(seed: int, height: int, width: int) -> np.ndarray:
