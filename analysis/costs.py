@@ -19,6 +19,7 @@ from foveate.policies.export import library_versions
 MODELS = (
     "llava-1.5-7b",
     "llava-1.5-13b",
+    "llava-1.6-7b",
     "llava-onevision-7b",
     "qwen2.5-vl-3b",
     "qwen2.5-vl-7b",

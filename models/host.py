@@ -112,13 +112,13 @@ class Host(ABC):
         self.fingerprint = fingerprint(config or json.loads(model.config.to_json_string()), model)
 
     @classmethod
-    def on_paper(cls, config: Any, name: str) -> Self:
+    def on_paper(cls, config: Any, name: str, text: TextTower | None = None) -> Self:
         """A host of a configuration alone: it can say what it would cost, not run. Raises: UnsupportedModel."""
         cls.check(config, name)
         self = cls.__new__(cls)
         with torch.device("meta"):  # parameters have shapes and no memory
             model = cls.model_class_of(config)(config).to(getattr(config, "dtype", None) or torch.float32)
-        self._open(model, name, None)
+        self._open(model, name, text)
         return self
 
     def _open(self, model: Any, name: str, text: TextTower | None) -> None:

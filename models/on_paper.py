@@ -140,16 +140,32 @@ def paper_host(model: str | Path) -> Host:
     if config.model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise UnsupportedModel(f"{path}: model type {config.model_type!r} has no host here; known: {known}")
-    host = family(config.model_type).on_paper(config, str(model))
+    kind = family(config.model_type)
+    kind.check(config, str(model))
     folder = path if path.is_dir() else path.parent if path.name == "config.json" else None
     try:
-        host.inputs = host.inputs_of(_processor(folder, config))
-        if folder is not None and (folder / FOLDER).is_dir():
-            host.text = _text_tower(folder / FOLDER, host.inputs.tokenizer)
-            host.signals |= {"text_similarity"}
+        processor = _processor(folder, config)
+        beside = folder is not None and (folder / FOLDER).is_dir()
+        text = _text_tower(folder / FOLDER, processor.tokenizer) if beside else None
+        host = kind.on_paper(config, str(model), text)
+        host.inputs = host.inputs_of(processor)
     except (OSError, ValueError, SafetensorError) as error:
         raise UnsupportedModel(f"{path}: {' '.join(str(error).split())}") from error
     return host
+
+
+def family_hosts() -> dict[str, Host]:
+    """One host on paper for each family, under the model types that it opens; behind the reference model."""
+    types: dict[str, list[str]] = {}
+    for model_type, target in FAMILIES.items():
+        types.setdefault(target, []).append(model_type)
+    found = {}
+    for path in shipped_models().values():
+        target = FAMILIES[json.loads(path.read_text(encoding="utf-8"))["model_type"]]
+        if target in types:
+            found[", ".join(types[target])] = path.stem
+            del types[target]
+    return {"reference": paper_host("reference")} | {names: paper_host(found[names]) for names in sorted(found)}
 
 
 def random_host(config: Any, name: str, dtype: torch.dtype, device: str, seed: int = 0) -> Host:
