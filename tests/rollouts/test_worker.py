@@ -51,7 +51,7 @@ def test_what_plans_share_runs_once(host, inputs, monkeypatch):
     rows = []
     run = type(host.tower).run
     monkeypatch.setattr(
-        type(host.tower), "run", lambda self, group, *rest: rows.append(len(group.rows)) or run(self, group, *rest)
+        type(host.tower), "run", lambda self, group, *rest: rows.append(len(group.views)) or run(self, group, *rest)
     )
     plans = [
         UNCOMPRESSED,
