@@ -117,6 +117,17 @@ def test_blind_rows_are_the_model_without_a_picture(host):
     assert torch.allclose(p.logits[1], wanted, atol=1e-4) and p.counts["prefill"][1] == 0
 
 
+def test_eager_attention_and_half_precision_run(host, folder):
+    rows = SINGLES[:2]
+    plain, eager, half = opened(host, rows), load_host(folder), load_host(folder, dtype="bfloat16")
+    eager.model.set_attn_implementation("eager")
+    other, rough = opened(eager, rows), opened(half, rows)
+    for p in (plain, other, rough):
+        p.prefill()
+    assert torch.allclose(plain.logits, other.logits, atol=1e-4)
+    assert torch.nn.functional.cosine_similarity(plain.logits, rough.logits).min() > 0.99
+
+
 def plans():
     yield UNCOMPRESSED
     yield BLIND
