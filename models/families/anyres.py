@@ -262,13 +262,13 @@ class AnyResInputs(Inputs):
 class AnyResHost(Host):
     """What both families share; see `Host`.
 
-    Views are tiles, and methods up to the projector act on each by itself. Tokens that the prompt does not show (padding)
-    leave a tile behind the tower: ratios further on count from what is left. A method inside the tower sees them all, and
-    what it anchors on padding is lost there, so fewer tokens than its count may reach the prompt.
+    Views are tiles, and methods up to the projector act on each by itself. Tokens that the prompt does not show
+    (padding) leave a tile behind the tower: ratios further on count from what is left. A method inside the tower sees
+    them all, and what it anchors on padding is lost there, so fewer tokens than its count may reach the prompt.
 
-    A map that OneVision shrinks holds mixtures of tokens only while nothing has acted before the projector; they are made
-    of all tokens, which all pass the projector. What thins the tiles before acts on, and the prompt then shows, the tokens
-    nearest to the entries, unmixed: a departure from the model, for the sake of counts that follow the ratio.
+    A map that OneVision shrinks holds mixtures of tokens only while nothing has acted before the projector; they are
+    made of all tokens, which all pass the projector. What thins the tiles before acts on, and the prompt then shows,
+    the tokens nearest to the entries, unmixed: a departure from the model, so that counts follow the ratio.
 
     Attributes:
         most_tiles: see `Layout`.
