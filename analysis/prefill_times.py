@@ -155,6 +155,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if min(args.batch, args.repeats) < 1 or args.warm_up < 0:
         parser.error("--batch and --repeats must be at least 1, --warm-up at least 0")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("torch sees no CUDA device here; --device cpu --tiny shows that all runs")
     host = build(args.tiny, getattr(torch, args.dtype), args.device, args.seed)
     settings = {key: getattr(args, key) for key in ("dtype", "text", "batch", "warm_up", "repeats", "seed")}
     entries = measure(host, args.text, args.batch, args.warm_up, args.repeats, args.seed)

@@ -49,3 +49,10 @@ def test_what_cannot_be_measured_is_refused(host, capsys):
     with pytest.raises(SystemExit):
         main(["--repeats", "0"])
     assert "at least 1" in capsys.readouterr().err
+
+
+def test_a_machine_without_the_device_is_told_so(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        main(["--device", "cuda"])
+    assert "no CUDA device" in capsys.readouterr().err
