@@ -34,7 +34,13 @@ def test_text_is_large_enough_whole_and_in_a_face_of_the_split(regime, monkeypat
 @pytest.mark.parametrize(("regime", "smallest"), [("single", 16), ("search", 14), ("counting", 14), ("relations", 15)])
 def test_objects_are_whole_large_enough_and_apart(regime, smallest, monkeypatch):
     drawn = []
-    monkeypatch.setattr(Canvas, "shape", lambda canvas, name, colour, centre, size: drawn.append((centre, size)))
+    plain = Canvas.shape
+
+    def spy(canvas, name, colour, centre, size):
+        drawn.append((centre, size))
+        return plain(canvas, name, colour, centre, size)
+
+    monkeypatch.setattr(Canvas, "shape", spy)
     for index in range(60):
         drawn.clear()
         regime_sample(regime, "host-train", index)
