@@ -17,6 +17,7 @@ from torch import Tensor
 
 from foveate.compressors.base import Grid
 from foveate.models.errors import BadInput, HostError
+from foveate.tasks.images import PictureError, open_picture
 
 PLAIN_PROMPT = "USER: {image}\n{question} ASSISTANT:"
 """Used where a processor brings no chat template; several pictures stand side by side."""
@@ -196,11 +197,13 @@ def as_rgb(picture: Picture, row: int) -> np.ndarray:
             raise BadInput(f"image {row}: needs a uint8 array (H, W, 3), got {picture.dtype} {picture.shape}")
         return picture
     try:
-        opened = picture if isinstance(picture, Image.Image) else Image.open(picture)
-        return np.asarray(opened.convert("RGB"))
+        if isinstance(picture, (str, Path)):
+            return open_picture(picture)
+        return np.asarray(picture.convert("RGB"))
+    except PictureError as error:
+        raise BadInput(f"row {row}: {error}") from error
     except (OSError, SyntaxError, ValueError, AttributeError) as error:
-        name = picture if isinstance(picture, (str, Path)) else type(picture).__name__
-        raise BadInput(f"image {row} ({name}): cannot be decoded: {error}") from error
+        raise BadInput(f"image {row} ({type(picture).__name__}): cannot be decoded: {error}") from error
 
 
 def seed_of(views: Sequence[View], question: str) -> int:
