@@ -13,7 +13,7 @@ from foveate.compressors.base import Compressor, Reducer
 from foveate.compressors.signals import Signal
 from foveate.models import signals as compute
 from foveate.models.errors import HostError
-from foveate.models.ledger import encoder_signal_flops, last_query_flops
+from foveate.models.ledger import decoder_signal_flops, encoder_signal_flops
 from foveate.models.prefill import Prefill
 from foveate.models.tower import EncoderGroup
 from foveate.models.visual import carry_signal, groups
@@ -150,22 +150,24 @@ class Asker:
     def in_prefill(self, prefill: Prefill, compressor: Reducer, rows: Tensor, now: int) -> dict[str, Tensor]:
         """For a group of rows standing before layer `now` of the decoder."""
         decoder, out = self.host.decoder, {}
-        for layer, asked in compute.by_layer(compressor, decoder.depth, now, ("last_query",)).items():
+        for layer, asked in compute.by_layer(compressor, decoder.depth, now, tuple(compute.DECODER_KINDS)).items():
             has_run = layer < now
             cache = prefill.caches[layer] if has_run else None
             stream = cache.stream if has_run else prefill.stream
-            value = compute.last_query(decoder, stream, cache, layer, rows)
-            for row in rows.tolist():
-                flops = last_query_flops(self.host.shape.decoder, int(stream.length[row]), has_run)
-                self.of.ledger[row].add("prefill", "signals", flops)
-            value = self._carried(prefill, rows.tolist(), layer, value) if has_run else value
-            out |= dict.fromkeys([signal.key for signal in asked], value)
+            for kind in sorted({signal.kind for signal in asked}):
+                value = compute.DECODER_KINDS[kind](decoder, stream, cache, layer, rows)
+                for row in rows.tolist():
+                    n, visual = int(stream.length[row]), int(stream.n[row])
+                    flops = decoder_signal_flops(self.host.shape.decoder, kind, n, visual, has_run)
+                    self.of.ledger[row].add("prefill", "signals", flops)
+                value = self._carried(prefill, rows.tolist(), layer, kind, value) if has_run else value
+                out |= dict.fromkeys([signal.key for signal in asked if signal.kind == kind], value)
         return out
 
     @staticmethod
-    def _carried(prefill: Prefill, rows: Sequence[int], layer: int, value: Tensor) -> Tensor:
+    def _carried(prefill: Prefill, rows: Sequence[int], layer: int, kind: str, value: Tensor) -> Tensor:
         """A signal of an earlier layer, for what became of its tokens since."""
         steps = [[r for at, r in prefill.history[row] if at > layer] for row in rows]
         if not any(steps):
             return value
-        return torch.cat([carry_signal("last_query", value[i : i + 1], s) for i, s in enumerate(steps)])
+        return torch.cat([carry_signal(kind, value[i : i + 1], s) for i, s in enumerate(steps)])

@@ -14,7 +14,7 @@ from foveate.models.acting import hook_of
 from foveate.models.errors import BadInput, HostError
 from foveate.models.inputs import PromptShape
 from foveate.models.ledger import Ledger
-from foveate.models.signals import ATTENTION_KINDS, by_layer
+from foveate.models.signals import ATTENTION_KINDS, DECODER_KINDS, by_layer
 from foveate.models.visual import check_grid
 from foveate.plans.plan import Plan, keep_count
 
@@ -254,10 +254,11 @@ class Forecast:
         text, visual = at.shape.n_text + sum(seen.number for seen in at.views if seen.cls), []
         for layer in range(depth):
             if sites.get(layer, n) < n:
-                for read in by_layer(method, depth, layer, ("last_query",)):
-                    seen = text + (visual[read] if read < layer else n)
-                    flops = charge.last_query_flops(shape.decoder, seen, has_run=read < layer)
-                    self.ledger.add("prefill", "signals", flops)
+                for read, asked in by_layer(method, depth, layer, tuple(DECODER_KINDS)).items():
+                    seen = visual[read] if read < layer else n
+                    for kind in sorted({signal.kind for signal in asked}):
+                        flops = charge.decoder_signal_flops(shape.decoder, kind, text + seen, seen, read < layer)
+                        self.ledger.add("prefill", "signals", flops)
                 n = sites[layer]
             visual.append(n)
         entries = [text + v for v in visual]

@@ -18,6 +18,7 @@ from foveate.models.decoder import Decoder
 from foveate.models.errors import CountMismatch, HostError
 from foveate.models.fingerprint import fingerprint
 from foveate.models.inputs import Framed, Inputs, Pictures, PromptShape, Row, View
+from foveate.models.signals import DECODER_KINDS
 from foveate.models.text_tower import TextTower
 from foveate.models.tower import Tower
 from foveate.models.visual import VisualState
@@ -126,7 +127,7 @@ class Host(ABC):
         self.parts()
         weight = self.decoder.head.weight
         self.device, self.dtype = weight.device, weight.dtype
-        kinds = {"keys", "cls_attention", "received_attention", "last_query", "accumulated_attention"}
+        kinds = {"keys", "cls_attention", "received_attention", *DECODER_KINDS, "accumulated_attention"}
         self.signals = frozenset(kinds | ({"text_similarity"} if text else set()))
         self._beside_question: int | None = None
 

@@ -104,7 +104,8 @@ def method_flops(method: Compressor, shape: HostShape, stage: str, n: int, count
     vit, decoder = shape.vit, shape.decoder
     projected = stage == "prefill" or (stage == "projector" and getattr(method, "hook", "after") == "after")
     dim = decoder.head_dim if stage == "decode" else decoder.dim if projected else vit.dim * vit.merge
-    return method.flops(n, count, dim, key_dim=vit.dim // vit.heads, heads=decoder.kv_heads, text=text)
+    key_dim = decoder.head_dim if stage == "prefill" else vit.dim // vit.heads
+    return method.flops(n, count, dim, key_dim=key_dim, heads=decoder.kv_heads, text=text)
 
 
 def vit_mlp(shape: ViTShape, n: int) -> int:
@@ -180,6 +181,13 @@ def encoder_signal_flops(shape: ViTShape, kinds: Sequence[str], m: int, at_hand:
 def last_query_flops(shape: DecoderShape, n: int, has_run: bool) -> int:
     """FLOPs of the last prompt row's attention over n entries; a layer that has run has its keys in the cache."""
     return query_rows(shape, n) - (2 * n * shape.dim * shape.key_width if has_run else 0)
+
+
+def decoder_signal_flops(shape: DecoderShape, kind: str, n: int, visual: int, has_run: bool) -> int:
+    """FLOPs of one signal of a decoder layer with n entries, `visual` of them visual; one that has run has its keys."""
+    if kind == "visual_keys":
+        return 0 if has_run else 2 * visual * shape.dim * shape.key_width
+    return last_query_flops(shape, n, has_run)
 
 
 def accumulated_flops(shape: DecoderShape, n: int) -> int:

@@ -110,6 +110,20 @@ def last_query(decoder: Decoder, stream: Stream, cache: LayerCache | None, layer
     return attention.gather(2, index[:, None].expand(-1, attention.shape[1], -1))
 
 
+def visual_keys(decoder: Decoder, stream: Stream, cache: LayerCache | None, layer: int, rows: Tensor) -> Tensor:
+    """Keys of each visual entry in one layer: (b, n, e), rotated as cached, mean over KV heads. Arguments as above."""
+    index = visual_index(stream, rows)
+    if cache is None:
+        at = rows[:, None]
+        return decoder.rotated(layer, stream.x[at, index], stream.place[at, index], "k").mean(1)
+    keys = cache.keys[rows].mean(1)
+    return keys.gather(1, index[..., None].expand(-1, -1, keys.shape[-1]))
+
+
+DECODER_KINDS = {"last_query": last_query, "visual_keys": visual_keys}
+"""Kind of signal in the decoder -> what computes it."""
+
+
 def last_state_attention(prefill: Prefill, row: int) -> np.ndarray:
     """The last prompt token's attention in layer 0, which alone has run: (entries,) float32, mean over heads.
 

@@ -240,7 +240,7 @@ def carry_signal(kind: str, value: Tensor, steps: Sequence[Reduction]) -> Tensor
         steps: reductions in order.
     """
     for r in steps:
-        if kind == "keys":
+        if kind in ("keys", "visual_keys"):
             value = apply(r, value)
         elif value.ndim == 2:
             value = apply_size(r, value)

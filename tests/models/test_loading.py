@@ -30,7 +30,7 @@ def test_a_host_declares_what_it_can_give(hosts):
     host = hosts(text_tower=True)
     assert host.signals == {
         *("keys", "cls_attention", "received_attention", "text_similarity"),
-        *("last_query", "accumulated_attention"),
+        *("last_query", "visual_keys", "accumulated_attention"),
     }
     assert "text_similarity" not in hosts(tower="siglip").signals
     assert (host.grid, host.n_visual, host.encoder_depth, host.decoder_depth) == ((1, 4, 4), 16, 3, 4)

@@ -135,6 +135,18 @@ def test_the_last_query_is_the_models_attention(host, eager, tiny, layer, site):
         assert torch.allclose(found["last_query"][row], text.attentions[layer][0, :, -1, start : start + 16], atol=1e-5)
 
 
+@pytest.mark.parametrize(("layer", "site"), [(0, 1), (1, 2), (2, 2)])
+def test_visual_keys_are_what_the_cache_will_hold(host, tiny, layer, site):
+    method, found = spy([Signal("visual_keys", layer)], "prefill", site=(site, 1))
+    p, plain = (host.open([tiny.picture(0), tiny.picture(1)], tiny.questions[:2]) for _ in range(2))
+    p.prefill(method, 0.5)
+    plain.prefill()
+    for row in range(2):
+        start = p.rows[row].first[0]
+        cached = plain.caches[layer].keys[row, :, start : start + 16].mean(0)
+        assert torch.allclose(found["visual_keys"][row], cached, atol=1e-5)
+
+
 def test_accumulated_attention_is_the_models_column_sum(host, eager, tiny):
     given = []
 
