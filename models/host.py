@@ -128,6 +128,7 @@ class Host(ABC):
         weight = self.decoder.head.weight
         self.device, self.dtype = weight.device, weight.dtype
         kinds = {"keys", "cls_attention", "received_attention", *DECODER_KINDS, "accumulated_attention"}
+        kinds |= {"attention_map"} if self.tower.merge == 1 else set()  # of tokens, which units of patches have not
         self.signals = frozenset(kinds | ({"text_similarity"} if text else set()))
         self._beside_question: int | None = None
 

@@ -159,7 +159,7 @@ def charge_mixture(ledger: Ledger, shape: HostShape, n: int, shown: int) -> None
 
 def query_rows_of(kinds: Sequence[str], m: int, cls: bool) -> int:
     """Queries that signals of one vision block need, of m rows: all, the CLS row, or none."""
-    if "received_attention" in kinds or ("cls_attention" in kinds and not cls):
+    if {"received_attention", "attention_map"} & set(kinds) or ("cls_attention" in kinds and not cls):
         return m
     return int("cls_attention" in kinds)
 

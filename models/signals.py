@@ -16,7 +16,7 @@ from foveate.models.ledger import query_rows_of
 from foveate.models.prefill import Prefill, visual_index
 from foveate.models.tower import BlockInput, Tower
 
-ATTENTION_KINDS = ("cls_attention", "received_attention", "keys")
+ATTENTION_KINDS = ("cls_attention", "received_attention", "attention_map", "keys")
 QUERIES = 512
 """How many queries of a tower are held at a time: a large picture has tens of thousands of patches."""
 
@@ -47,7 +47,7 @@ def tower_signal(
 
     Args:
         tower: whose.
-        kind: "keys", "cls_attention" or "received_attention".
+        kind: one of `ATTENTION_KINDS`.
         layer: the block.
         q: (b, H, ., e) queries, CLS first.
         k: (b, H, c + m, e) keys.
@@ -67,6 +67,9 @@ def _of_patches(
     if kind == "cls_attention" and tower.has_cls:
         return _attention(tower, layer, q[:, :, :1], k, bias, grid, 0)[:, :, 0]
     parts = q.split(QUERIES, dim=2)
+    if kind == "attention_map":
+        maps = [_attention(tower, layer, p, k, bias, grid, i * QUERIES).mean(1) for i, p in enumerate(parts)]
+        return torch.cat(maps, dim=1)
     sums = [_attention(tower, layer, p, k, bias, grid, i * QUERIES).sum(dim=(1, 2)) for i, p in enumerate(parts)]
     received = sum(sums) / (q.shape[1] * q.shape[2])
     return received[:, None] if kind == "cls_attention" else received
@@ -84,7 +87,9 @@ def _attention(tower: Tower, layer: int, q: Tensor, k: Tensor, bias: Tensor | No
 
 
 def without_cls(kind: str, value: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """A signal's CLS entry (empty for a tower without) and its patch entries."""
+    """A signal's CLS entry (empty for a tower without, and for a map) and its patch entries."""
+    if kind == "attention_map":
+        return value[:, first:, :0], value[:, first:, first:]
     axis = 1 if kind == "keys" else -1
     return value.narrow(axis, 0, first), value.narrow(axis, first, value.shape[axis] - first)
 

@@ -238,7 +238,11 @@ def carry_signal(kind: str, value: Tensor, steps: Sequence[Reduction]) -> Tensor
         kind: a key of `compressors.signals.SHAPES`.
         value: (b, ..., n) or, for keys, (b, n, d).
         steps: reductions in order.
+    Raises:
+        HostError: a map of an earlier block, where anything has gone since.
     """
+    if kind == "attention_map" and steps:
+        raise HostError("attention_map: a map read in an earlier block does not follow tokens that have gone since")
     for r in steps:
         if kind in ("keys", "visual_keys"):
             value = apply(r, value)

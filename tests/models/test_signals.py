@@ -9,6 +9,7 @@ from transformers import AutoModelForImageTextToText
 from foveate.compressors.base import KVReducer, KVReduction, Selector
 from foveate.compressors.registry import make
 from foveate.compressors.signals import Signal
+from foveate.models.errors import HostError
 
 pytestmark = pytest.mark.fast
 
@@ -69,6 +70,25 @@ def test_encoder_signals_are_the_models_attention(host, eager, tiny, stage):
             with torch.no_grad():
                 k = layer.self_attn.k_proj(layer.layer_norm1(vision.hidden_states[block][0, 1:]))
             assert torch.allclose(found[key][row], k.unflatten(-1, (3, 8)).mean(1), atol=1e-5)
+
+
+@pytest.mark.parametrize(("tower", "first"), [("clip", 1), ("siglip", 0)])
+def test_a_map_is_the_models_attention_without_cls(hosts, eager, tiny, tower, first):
+    host, (method, found) = hosts(tower=tower), spy([Signal("attention_map")], "encoder")
+    p = host.open([tiny.picture(0)], [tiny.questions[0]])
+    p.encode(method, 0.5)
+    vision, _ = eager({"tower": tower}, p)
+    block = method.sites(16, 8, host.encoder_depth)[0][0]
+    maps = vision.attentions[block][0].mean(0)
+    assert torch.allclose(found["attention_map"][0], maps[first:, first:], atol=1e-5)
+
+
+def test_a_map_of_an_earlier_block_is_refused_once_tokens_have_gone(host, tiny):
+    method, _ = spy([Signal("attention_map", 0)], "outside")
+    p = host.open([tiny.picture(0)], [tiny.questions[0]])
+    p.encode(make("encoder", "tome"), 0.5)
+    with pytest.raises(HostError, match="attention_map: a map read in an earlier block does not follow"):
+        p.thin(method, 0.5)
 
 
 def test_a_method_that_takes_cls_gets_its_entries_too(host, eager, tiny):
