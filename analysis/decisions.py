@@ -37,7 +37,7 @@ from foveate.models.passes import Pass
 from foveate.models.reference.processor import CHAT, build_tokenizer
 from foveate.plans.plan import STAGES, UNCOMPRESSED
 from foveate.plans.portfolio import ActionTable, Portfolio
-from foveate.serving.deciding import Dials, Driver, run_stage
+from foveate.serving.deciding import Dials, Driver
 from foveate.tasks.registry import iter_samples
 
 TASKS = ("scenes", "reading", "documents", "charts", "digits", "pictures")
@@ -138,7 +138,7 @@ def walk(masks: Masks, controller: Controller, row: Row, picture: np.ndarray, di
             progress = Progress(p.ledger[0].total / full, 1.0, budget)
             decision = controller.decide_stop(stage, groups, progress, mask, dials.lam)
             controller.choice(stage, decision)
-        run_stage(p, stage, [UNCOMPRESSED])
+        p.run_stage(stage, [UNCOMPRESSED])
     return clock.seconds
 
 

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from foveate.controller.observation import Layout
 from foveate.envs.episode import Episode, Terms
 from foveate.envs.inputs import Input, ListSource, Source, TaskSource
-from foveate.envs.live import Reference, feature_flops, judge, look, reference_of, run_stage, token_features
+from foveate.envs.live import Reference, feature_flops, judge, look, reference_of, token_features
 from foveate.envs.masks import ANSWER_TOKENS, STOP_GROUP, Masks
 from foveate.envs.quality import check_answers, check_mode, quality_of
 from foveate.plans.plan import STAGES
@@ -176,7 +176,7 @@ class CompressionEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         if self.terms.one_shot and not episode.done:
             return
         for stage in STAGES[self._ran : episode.at]:
-            run_stage(p, stage, [episode.plan])
+            p.run_stage(stage, [episode.plan])
         self._ran = episode.at
         if not episode.done and episode.stage in STOP_GROUP:
             episode.groups[STOP_GROUP[episode.stage]] = look(p, episode.stage)[0]

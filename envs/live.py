@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foveate.compressors.registry import make
 from foveate.envs.inputs import Input
 from foveate.envs.masks import STOP_GROUP, feature_flops
 from foveate.envs.quality import Outcome, outcome_of
 from foveate.models.ledger import Ledger, charge_answer
-from foveate.plans.plan import STAGES, Plan
 
 if TYPE_CHECKING:
     from foveate.models.host import Host
@@ -27,14 +25,8 @@ __all__ = [
     "judge",
     "look",
     "reference_of",
-    "run_stage",
     "token_features",
 ]
-
-ACTS = dict(zip(STAGES, ("resize", "encode", "thin", "project", "prefill", "choose_decode"), strict=True))
-"""Stage -> the method of `Pass` that runs it."""
-
-"""The ledger's entry for the question's embedding."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +71,6 @@ class Reference:
 
     answer: str
     prob: float
-
-
-def run_stage(p: Pass, stage: str, plans: Sequence[Plan]) -> None:
-    """Runs one stage, each row by its plan."""
-    if stage == "input":
-        p.blind([row for row, plan in enumerate(plans) if plan.is_blind])
-    chosen = [plan[stage] for plan in plans]
-    acts = [not plan.is_blind and not choice.is_none for plan, choice in zip(plans, chosen, strict=True)]
-    methods = {choice.method: make(stage, choice.method) for choice, yes in zip(chosen, acts, strict=True) if yes}
-    each = [methods[choice.method] if yes else None for choice, yes in zip(chosen, acts, strict=True)]
-    keep = [choice.keep if yes else 1.0 for choice, yes in zip(chosen, acts, strict=True)]
-    getattr(p, ACTS[stage])(each, keep)
 
 
 def token_features() -> dict[str, tuple[str, ...]]:

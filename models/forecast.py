@@ -14,6 +14,7 @@ from foveate.models.acting import hook_of
 from foveate.models.errors import BadInput, HostError
 from foveate.models.inputs import PromptShape
 from foveate.models.ledger import Ledger
+from foveate.models.prompt import joined
 from foveate.models.signals import ATTENTION_KINDS, DECODER_KINDS, by_layer
 from foveate.models.visual import check_grid
 from foveate.plans.plan import Plan, keep_count
@@ -249,7 +250,8 @@ class Forecast:
     def _prefill(self, at: Sketch) -> Sketch:
         shape, depth = self.host.shape, self.host.decoder_depth
         n = sum(seen.n * seen.number for seen in at.views)
-        method, count = self.method("prefill", n, *_joined(at))
+        grids = [seen.grid for seen in at.views for _ in range(seen.number)]
+        method, count = self.method("prefill", n, *joined(grids, all(seen.whole for seen in at.views)))
         sites = dict(self.host.sites("prefill", method, n, count))
         text, visual = at.shape.n_text + sum(seen.number for seen in at.views if seen.cls), []
         for layer in range(depth):
@@ -278,15 +280,6 @@ class Forecast:
             entries[layer], left[layer] = all_ - n + count, count
         charge.charge_cache(self.ledger, self.host.shape, entries)
         return replace(at, entries=tuple(entries), visual=tuple(left))
-
-
-def _joined(at: Sketch) -> tuple[Grid, bool]:
-    """The grid of all visual entries together and whether they are all of it, as `prompt.joined` has it."""
-    grids, whole = {seen.grid for seen in at.views}, all(seen.whole for seen in at.views)
-    if len(grids) > 1:
-        return (1, 1, sum(volume(seen.grid) * seen.number for seen in at.views)), False
-    t, h, w = grids.pop()
-    return (t * sum(seen.number for seen in at.views), h, w), whole
 
 
 def forecast(host: Host, plan: Plan, shape: PromptShape, new_tokens: int = 0, turns: int = 1) -> Ledger:

@@ -22,6 +22,9 @@ from foveate.models.prompt import embed_prompts, joined
 from foveate.models.visual import Riders, VisualState, groups, stack, unstack
 from foveate.plans.plan import Plan, keep_count
 
+ACTS = dict(zip(STAGES, ("resize", "encode", "thin", "project", "prefill", "choose_decode"), strict=True))
+"""Stage -> the method of a pass that runs it."""
+
 
 class Pass(Books):
     """Rows on their way: `resize`, `encode`, `thin`, `project`, `prefill`, then `score` or `decode`.
@@ -218,7 +221,7 @@ class Pass(Books):
         states = [self.of_row("projector", row) for row in range(len(self))]
         stream = embed_prompts(self.host, self.laid, states)
         seeds = torch.tensor([row.seed for row in self.rows], device=stream.x.device)
-        grids, whole = zip(*(joined(*each) for each in zip(self.laid, states, strict=True)), strict=True)
+        grids, whole = zip(*(joined([s.grid for s in own], all(s.whole for s in own)) for own in states), strict=True)
         self._opened = Prefill(self.host.decoder, stream, seeds, grids, whole)
         self._opened.step()
         for row, entries in enumerate(self._opened.entries):
@@ -258,13 +261,19 @@ class Pass(Books):
         each = [plans] * len(self) if isinstance(plans, Plan) else list(plans)
         if len(each) != len(self):
             raise BadInput(f"run: {len(each)} plans for {len(self)} rows")
-        self.blind([i for i, plan in enumerate(each) if plan.is_blind])
-        acts = (self.resize, self.encode, self.thin, self.project, self.prefill, self.choose_decode)
-        for stage, do in zip(STAGES, acts, strict=True):
-            picks = [None if plan.is_blind or plan[stage].is_none else plan[stage] for plan in each]
-            methods = {c.method: make(stage, c.method) for c in picks if c is not None}
-            do([c and methods[c.method] for c in picks], [1.0 if c is None else c.keep for c in picks])
+        for stage in STAGES:
+            self.run_stage(stage, each)
         return self
+
+    def run_stage(self, stage: str, plans: Sequence[Plan]) -> None:
+        """One stage, each row by its plan; at the first one, rows with a blind plan lose their pictures."""
+        if stage == STAGES[0]:
+            self.blind([row for row, plan in enumerate(plans) if plan.is_blind])
+        picks = [None if plan.is_blind or plan[stage].is_none else plan[stage] for plan in plans]
+        methods = {c.method: make(stage, c.method) for c in picks if c is not None}
+        getattr(self, ACTS[stage])(
+            [c and methods[c.method] for c in picks], [1.0 if c is None else c.keep for c in picks]
+        )
 
     @torch.no_grad()
     def score(self, accepted: Sequence[Sequence[str]]) -> list[Score]:
@@ -288,7 +297,6 @@ class Pass(Books):
         passed = [s for s in self._done if STAGES.index(s) >= at]
         if passed or (stage == "input" and self.states):
             raise WrongStop(f"{stage}: has passed, the pass stands behind {self.stop!r}")
-        acts = (self.resize, self.encode, self.thin, self.project, self.prefill)
-        for before, act_untouched in zip(STAGES[:at], acts, strict=False):
+        for before in STAGES[:at]:
             if before not in self._done:
-                act_untouched()
+                getattr(self, ACTS[before])()

@@ -94,13 +94,15 @@ def _positions(states: Sequence[VisualState]) -> list[Tensor]:
     return found
 
 
-def joined(row: Row, states: Sequence[VisualState]) -> tuple[Grid, bool]:
+def joined(grids: Sequence[Grid], whole: bool) -> tuple[Grid, bool]:
     """The grid that a row's visual entries refer to, and whether they are all of it.
 
     One view has its own; views of equal grid lie behind each other; else it is a line without neighbourhood.
+
+    Args:
+        grids: of each view.
+        whole: every view is all of its grid.
     """
-    whole = all(state.whole for state in states)
-    grids = [state.grid for state in states]
     if len(set(grids)) == 1:
         t, h, w = grids[0]
         return (t * len(grids), h, w), whole

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foveate.envs.inputs import Input
-from foveate.envs.live import Bill, Reference, Verdict, judge, look, run_stage
+from foveate.envs.live import Bill, Reference, Verdict, judge, look
 from foveate.envs.masks import ANSWER_TOKENS, STOP_GROUP
 from foveate.envs.quality import outcome_of
 from foveate.plans.plan import NONE, STAGES, UNCOMPRESSED, Plan
@@ -178,7 +178,7 @@ class _Tree:
         ways = self._ways(nodes, stage)
         if ways:
             p = _forked(p, list(ways.values()))
-            run_stage(p, STAGES[stage], [self.plans[prefix] for _, prefix in ways])
+            p.run_stage(STAGES[stage], [self.plans[prefix] for _, prefix in ways])
         return p, list(ways)
 
     def _ways(self, nodes: list[Node], stage: int) -> dict[Node, int]:
@@ -220,7 +220,7 @@ class _Tree:
         for members in _grouped([self.plans[prefix]["prefill"] for _, prefix in each]).values():
             part = [each[m] for m in members]
             q = p.fork([ways[node] for node in part])  # rows that shrink alike, so that none waits for a longer one
-            run_stage(q, "prefill", [self.plans[prefix] for _, prefix in part])
+            q.run_stage("prefill", [self.plans[prefix] for _, prefix in part])
             q, ends = self._step(q, part, PREFILL + 1)
             if ends:
                 self._judge(q, ends)

@@ -9,7 +9,6 @@ from functools import partial
 
 import numpy as np
 
-from foveate.compressors.registry import make
 from foveate.controller.decision import Controller, Decision
 from foveate.controller.features import pixel_features, question_features
 from foveate.controller.observation import Progress
@@ -21,9 +20,6 @@ from foveate.models.passes import Pass
 from foveate.plans.masks import plan_refusal
 from foveate.plans.plan import NONE, STAGES, UNCOMPRESSED, Choice, Plan
 from foveate.plans.portfolio import ActionTable, Portfolio
-
-ACTS = dict(zip(STAGES, ("resize", "encode", "thin", "project", "prefill", "choose_decode"), strict=True))
-"""Stage -> the method of `Pass` that runs it."""
 
 UNTRUSTED = ("nan", "error")
 """Reasons after which what has already run is not believed, whatever the limit."""
@@ -130,7 +126,7 @@ class Driver:
         used = time.perf_counter() - begun
         for stage in STAGES:
             used = self._decide(p, stage, courses, dials, used)
-            run_stage(p, stage, [course.plan for course in courses])
+            p.run_stage(stage, [course.plan for course in courses])
         for ledger, course in zip(
             p.ledger, courses, strict=True
         ):  # at the end: what a policy sees as spent is without it
@@ -238,16 +234,6 @@ class Driver:
         course.plan = self.controller.plan(decision)
         chosen = course.plan.active or ((STAGES[0], NONE),)
         course.taken = [(stage, choice, decision.reason) for stage, choice in chosen]
-
-
-def run_stage(p: Pass, stage: str, plans: Sequence[Plan]) -> None:
-    """Runs one stage, each row by its plan."""
-    if stage == STAGES[0]:
-        p.blind([i for i, plan in enumerate(plans) if plan.is_blind])
-    chosen = [None if plan.is_blind or plan[stage].is_none else plan[stage] for plan in plans]
-    methods = {choice.method: make(stage, choice.method) for choice in chosen if choice is not None}
-    act = getattr(p, ACTS[stage])
-    act([c and methods[c.method] for c in chosen], [1.0 if c is None else c.keep for c in chosen])
 
 
 def seen(pictures: Shown) -> np.ndarray:

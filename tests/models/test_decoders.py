@@ -101,7 +101,7 @@ def states_of(host, row, seed=1):
 
 def opened(host, rows, states):
     stream = embed_prompts(host, rows, states)
-    grids, whole = zip(*(joined(*each) for each in zip(rows, states, strict=True)), strict=True)
+    grids, whole = zip(*(joined([s.grid for s in own], all(s.whole for s in own)) for own in states), strict=True)
     return Prefill(host.decoder, stream, torch.tensor([row.seed for row in rows]), grids, whole)
 
 
