@@ -24,6 +24,19 @@ BY_THREE = ("qwen2_5_vl_text", "qwen3_vl_text")
 """Those that rotate by three coordinates: time, row and column."""
 
 
+def check_decoder(config: Any, name: str, known: Sequence[str] = DECODERS) -> None:
+    """Refuses a model whose language model cannot be opened. Raises: UnsupportedModel.
+
+    Args:
+        config: of the whole model.
+        name: for the message.
+        known: model types that its family takes.
+    """
+    decoder = config.text_config.model_type
+    if decoder not in known:
+        raise UnsupportedModel(f"{name}: language model {decoder!r}; known: {', '.join(known)}")
+
+
 @dataclass(frozen=True)
 class Stream:
     """The rows at the input of one layer. S is the longest row; what lies behind `length` is padding.

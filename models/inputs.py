@@ -252,6 +252,17 @@ class Inputs(ABC):
         done = self.processor.image_processor(pictures, do_resize=False, do_center_crop=False, return_tensors="pt")
         return done["pixel_values"].float()
 
+    def normalised(self, views: Sequence[View]) -> Tensor:
+        """(B, 3, H, W) float32 of views of equal size: rescaled and normalised as the image processor does it, never
+        resized."""
+        how = self.processor.image_processor
+        x = torch.from_numpy(np.stack([view.pixels for view in views])).permute(0, 3, 1, 2).double()
+        x = (x * how.rescale_factor if how.do_rescale else x).float()
+        if how.do_normalize:
+            mean, std = (torch.tensor(each)[:, None, None] for each in (how.image_mean, how.image_std))
+            x = (x - mean) / std
+        return x
+
     # -- rows --------------------------------------------------------------------------------------------------------
 
     def rows(self, images: Sequence[Pictures], questions: Sequence[str]) -> list[Row]:

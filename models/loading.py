@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from foveate.models.errors import UnsupportedModel
 from foveate.models.families import FAMILIES, family
@@ -29,15 +29,7 @@ def load(model: str | Path, dtype: str, device: str) -> Host:
     if not local and (str(model) == "reference" or path.is_absolute() or str(model).startswith(".")):
         raise UnsupportedModel(f"{path}: no such folder")
     source = str(path) if local else str(model)
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        raise UnsupportedModel(f"{source}: no usable config: {_line(error)}") from error
-    if config.model_type not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise UnsupportedModel(f"{source}: model type {config.model_type!r} has no host here; known: {known}")
-    kind_of = family(config.model_type)
-    kind_of.check(config, source)
+    config, kind_of = read_config(source, source)
     try:
         model_class = kind_of.model_class_of(config)
         loaded, info = model_class.from_pretrained(source, dtype=kind, output_loading_info=True)
@@ -51,6 +43,27 @@ def load(model: str | Path, dtype: str, device: str) -> Host:
     tower = TextTower.load(path / FOLDER, processor.tokenizer, kind, place) if local else None
     raw = json.loads((path / "config.json").read_text()) if local else None
     return kind_of(loaded.to(place), processor, tower, str(model), raw)
+
+
+def read_config(source: str, name: str) -> tuple[PreTrainedConfig, type[Host]]:
+    """A configuration and the class of its host, which can open it.
+
+    Args:
+        source: a folder, a file or a hub id.
+        name: of the model, for what its family refuses.
+    Raises:
+        UnsupportedModel: no usable configuration, or a model that no host here can open.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise UnsupportedModel(f"{source}: no usable config: {_line(error)}") from error
+    if config.model_type not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise UnsupportedModel(f"{source}: model type {config.model_type!r} has no host here; known: {known}")
+    kind = family(config.model_type)
+    kind.check(config, name)
+    return config, kind
 
 
 def _line(error: Exception) -> str:

@@ -20,12 +20,13 @@ import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoImageProcessor, CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import AutoImageProcessor, CLIPTextConfig, CLIPTextModelWithProjection
 
 from foveate.models.errors import BadInput, UnsupportedModel
 from foveate.models.families import FAMILIES, family
 from foveate.models.host import Host
 from foveate.models.inputs import PromptShape
+from foveate.models.loading import read_config
 from foveate.models.processors import Parts, load_processor
 from foveate.models.reference import WEIGHTS
 from foveate.models.text_tower import FOLDER, PROJECTION, TextTower
@@ -133,15 +134,7 @@ def paper_host(model: str | Path) -> Host:
         UnsupportedModel: nothing there, or a model that no host here can open.
     """
     path = config_path(model)
-    try:
-        config = AutoConfig.from_pretrained(str(path))
-    except (OSError, ValueError, KeyError) as error:
-        raise UnsupportedModel(f"{path}: no usable config: {' '.join(str(error).split())}") from error
-    if config.model_type not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise UnsupportedModel(f"{path}: model type {config.model_type!r} has no host here; known: {known}")
-    kind = family(config.model_type)
-    kind.check(config, str(model))
+    config, kind = read_config(str(path), str(model))
     folder = path if path.is_dir() else path.parent if path.name == "config.json" else None
     try:
         processor = _processor(folder, config)

@@ -232,15 +232,7 @@ class AnyResInputs(Inputs):
 
     def pixels(self, views: Sequence[View]) -> Tensor:
         """See `Inputs.pixels`."""
-        how = self.processor.image_processor
-        x = np.stack([view.pixels for view in views]).transpose(0, 3, 1, 2)
-        if how.do_rescale:
-            x = x.astype(np.float64) * how.rescale_factor
-        x = x.astype(np.float32)
-        if how.do_normalize:
-            mean, std = (np.asarray(of, np.float32)[:, None, None] for of in (how.image_mean, how.image_std))
-            x = (x - mean) / std
-        return torch.from_numpy(x)
+        return self.normalised(views)
 
     def _cut(self, pictures: Sequence[Any]) -> list[list[View]]:
         """Of each picture: its views, and where others have more, blank ones behind them."""

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers import InternVLForConditionalGeneration
 
 from foveate.compressors.base import Grid
-from foveate.models.decoder import Decoder
+from foveate.models.decoder import Decoder, check_decoder
 from foveate.models.errors import UnsupportedModel
-from foveate.models.families.shuffle import ShuffleHost, TiledInputs, check_decoder, folded, in_units, shape_of
+from foveate.models.families.shuffle import ShuffleHost, TiledInputs, folded, in_units, shape_of
 from foveate.models.tower import Tower
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from foveate.compressors.base import Grid
-from foveate.models.decoder import DECODERS, Decoder
+from foveate.models.decoder import Decoder, check_decoder
 from foveate.models.errors import UnsupportedModel
 from foveate.models.host import Host
 from foveate.models.inputs import Framed, Inputs, View, one_view, resized
@@ -83,11 +83,10 @@ class LlavaHost(Host):
 
 def check_parts(config: Any, name: str) -> None:
     """Refuses a tower, a decoder or a feature layer that cannot be opened. Raises: UnsupportedModel."""
-    tower, decoder = config.vision_config.model_type, config.text_config.model_type
+    tower = config.vision_config.model_type
     if tower not in TOWERS:
         raise UnsupportedModel(f"{name}: vision tower {tower!r}; known: {', '.join(TOWERS)}")
-    if decoder not in DECODERS:
-        raise UnsupportedModel(f"{name}: language model {decoder!r}; known: {', '.join(DECODERS)}")
+    check_decoder(config, name)
     if not isinstance(config.vision_feature_layer, int):
         raise UnsupportedModel(
             f"{name}: vision_feature_layer {config.vision_feature_layer}: needs one layer, not a list"

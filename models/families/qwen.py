@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from foveate.compressors.base import Grid
-from foveate.models.decoder import BY_THREE, Decoder
+from foveate.models.decoder import BY_THREE, Decoder, check_decoder
 from foveate.models.errors import BadInput, UnsupportedModel
 from foveate.models.families.qwen_tower import QwenTower
 from foveate.models.host import Host
@@ -75,14 +74,7 @@ class QwenInputs(Inputs):
 
     def pixels(self, views: Sequence[View]) -> Tensor:
         """See `Inputs.pixels`."""
-        frame = self.processor.image_processor
-        pixels = torch.from_numpy(np.stack([view.pixels for view in views])).permute(0, 3, 1, 2).float()
-        if frame.do_rescale:
-            pixels = pixels * frame.rescale_factor
-        if frame.do_normalize:
-            mean, std = (torch.tensor(each)[:, None, None] for each in (frame.image_mean, frame.image_std))
-            pixels = (pixels - mean) / std
-        return pixels
+        return self.normalised(views)
 
     def prompt(self, question: str, number: int, pictures: int = 1) -> tuple[str, list[int]]:
         """See `Inputs.prompt`."""
@@ -124,9 +116,8 @@ class QwenHost(Host):
     @classmethod
     def check(cls, config: Any, name: str) -> None:
         """See `Host.check`."""
-        vision, decoder = config.vision_config, config.text_config.model_type
-        if decoder not in BY_THREE:
-            raise UnsupportedModel(f"{name}: language model {decoder!r}; known: {', '.join(BY_THREE)}")
+        check_decoder(config, name, BY_THREE)
+        vision = config.vision_config
         if not isinstance(vision.patch_size, int) or not isinstance(vision.temporal_patch_size, int):
             raise UnsupportedModel(
                 f"{name}: patches of {vision.patch_size} pixels and {vision.temporal_patch_size} frames: "

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from foveate.compressors.base import Grid
-from foveate.models.decoder import DECODERS, Decoder
+from foveate.models.decoder import Decoder
 from foveate.models.errors import HostError, UnsupportedModel
 from foveate.models.host import Host
 from foveate.models.inputs import TEXT, Framed, Inputs, PromptShape, View, resized
@@ -105,13 +104,8 @@ class TiledInputs(Inputs):
         return Framed(views, ids, picture.view[stays], picture.position[stays], picture.size)
 
     def pixels(self, views: Sequence[View]) -> Tensor:
-        """See `Inputs.pixels`: rescaled and normalised as the image processor does it, never resized."""
-        tool = self.processor.image_processor
-        x = torch.from_numpy(np.stack([view.pixels for view in views])).double()
-        x = (x * tool.rescale_factor if tool.do_rescale else x).float()
-        if tool.do_normalize:
-            x = (x - torch.tensor(tool.image_mean)) / torch.tensor(tool.image_std)
-        return x.permute(0, 3, 1, 2)
+        """See `Inputs.pixels`."""
+        return self.normalised(views)
 
 
 class ShuffleHost(Host):
@@ -132,14 +126,6 @@ class ShuffleHost(Host):
         usual = inputs.framed(np.zeros((edge, edge, 3), np.uint8))
         self._usual = PromptShape(int((usual.view < 0).sum()), tuple(view.grid for view in usual.views))
         return inputs
-
-
-def check_decoder(config: Any, name: str) -> None:
-    """Refuses a decoder that cannot be opened. Raises: UnsupportedModel."""
-    if config.text_config.model_type not in DECODERS:
-        raise UnsupportedModel(
-            f"{name}: language model {config.text_config.model_type!r}; known: {', '.join(DECODERS)}"
-        )
 
 
 def shape_of(tower: Tower, config: Any, decoder: Decoder, projector: tuple[int, ...]) -> HostShape:

@@ -21,6 +21,7 @@ from foveate.models.reference.batches import Batch
 from foveate.tasks.base import DENSE_COLOUR
 
 CLASSES = 80  # outputs for `DENSE_WHAT`, spare ones included
+PREFIX = 1 + GRID * GRID  # the start token and the picture
 
 
 class Learner(nn.Module):
@@ -78,14 +79,13 @@ class Learner(nn.Module):
             torch.full_like(batch.text[:, :1], self.model.config.text_config.bos_token_id)
         )
         embeds = torch.cat([start, picture, words], dim=1)
-        prefix = 1 + GRID * GRID
-        places = torch.arange(prefix, device=embeds.device).expand(len(embeds), -1)
+        places = torch.arange(PREFIX, device=embeds.device).expand(len(embeds), -1)
         hidden = core.language_model(
             inputs_embeds=embeds,
-            attention_mask=turn_mask(batch.turn, prefix),
-            position_ids=torch.cat([places, prefix + batch.place], dim=1),
+            attention_mask=turn_mask(batch.turn, PREFIX),
+            position_ids=torch.cat([places, PREFIX + batch.place], dim=1),
             use_cache=False,
-        ).last_hidden_state[:, prefix:]
+        ).last_hidden_state[:, PREFIX:]
         wanted = batch.target != -100
         return self.model.lm_head(hidden[wanted]), batch.target[wanted]
 
@@ -105,6 +105,8 @@ class AttentionRows:
         self.layers, self.batch = model.model.language_model.layers, batch
         depth = len(self.layers)
         self.wanted = {depth // 4: (0, 1), depth // 2: (2, 2)}  # layer -> entry of `looks` for each head
+        self.picture, self.place = torch.nonzero(batch.target != -100, as_tuple=True)
+        self.visible = turn_mask(batch.turn, PREFIX)[self.picture, 0, PREFIX + self.place]
         self.hooks: list[RemovableHandle] = []
         self.parts: list[Tensor] = []
 
@@ -121,16 +123,14 @@ class AttentionRows:
     def compare(self, attention: LlamaAttention, args: tuple, kwargs: dict, looks: tuple[int, int]) -> None:
         """Adds the cross-entropy of each answer row whose look is known."""
         states, (cos, sin) = kwargs["hidden_states"], kwargs["position_embeddings"]
-        prefix = states.shape[1] - self.batch.text.shape[1]
         width = self.HEADS * attention.head_dim
         q = (states @ attention.q_proj.weight[:width].T).unflatten(-1, (self.HEADS, -1)).transpose(1, 2)
         k = (states @ attention.k_proj.weight[:width].T).unflatten(-1, (self.HEADS, -1)).transpose(1, 2)
         q, k = apply_rotary_pos_emb(q, k, cos, sin)
-        picture, place = torch.nonzero(self.batch.target != -100, as_tuple=True)
-        rows = torch.einsum("mhd,mhsd->mhs", q[picture, :, prefix + place], k[picture]) * attention.scaling
-        visible = turn_mask(self.batch.turn, prefix)[picture, 0, prefix + place]
-        log = rows.float().masked_fill(~visible[:, None], -torch.inf).log_softmax(-1)[..., 1:prefix]
-        target = self.batch.looks[picture, place][:, list(looks)]
+        asking = q[self.picture, :, PREFIX + self.place]
+        rows = torch.einsum("mhd,mhsd->mhs", asking, k[self.picture]) * attention.scaling
+        log = rows.float().masked_fill(~self.visible[:, None], -torch.inf).log_softmax(-1)[..., 1:PREFIX]
+        target = self.batch.looks[self.picture, self.place][:, list(looks)]
         known = target.sum(-1) > 0.5
         self.parts.append(-(log * target).sum(-1)[known])
 
