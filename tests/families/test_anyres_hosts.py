@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tiny_anyres as tiny
 import torch
-from tiny_anyres import END, IMAGE, NEXT, ONEVISION, QUESTIONS, SIDE
+from tiny_anyres import END, IMAGE, NEXT, ONEVISION, SIDE
+from tiny_words import QUESTIONS
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageTextToText
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tiny_words import CHAT, word_tokenizer
 from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
@@ -22,7 +22,6 @@ from transformers import (
     LlavaOnevisionImageProcessorPil,
     LlavaOnevisionProcessor,
     MistralConfig,
-    PreTrainedTokenizerFast,
     Qwen2Config,
     SiglipVisionConfig,
 )
@@ -37,30 +36,6 @@ PINPOINTS = {
 }
 MOST_TILES = 4  # of OneVision's map before it is shrunk
 IMAGE, VIDEO, END = 4, 5, 3
-WORDS = "USER : ASSISTANT what is the colour of this thing there red green blue left right one two three ?".split()
-CHAT = (
-    "{% for m in messages %}USER : {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> {% else %}"
-    "{{ c['text'] }}{% endif %}{% endfor %} ASSISTANT :{% endfor %}"
-)
-QUESTIONS = ["what is this ?", "what is the colour of this thing there ?", "left ?", "is the thing red or blue ?"]
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Whole words; <s> comes first."""
-    specials = ["<pad>", "<s>", "<unk>", "</s>", "<image>", "<video>"]
-    vocabulary = {word: i for i, word in enumerate([*specials, *WORDS])}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        additional_special_tokens=["<image>", "<video>"],
-        padding_side="left",
-    )
 
 
 class StillProcessor(LlavaOnevisionProcessor):
@@ -78,7 +53,7 @@ StillProcessor.__name__ = "LlavaOnevisionProcessor"  # what it writes into proce
 def processor(family: str):
     """The family's HF processor, image processor pinned to the class that works without torchvision."""
     size = {"height": TILE[family], "width": TILE[family]}
-    common = {"tokenizer": tokenizer(), "chat_template": CHAT}
+    common = {"tokenizer": word_tokenizer(["<image>", "<video>"]), "chat_template": CHAT}
     if family == ONEVISION:
         image = LlavaOnevisionImageProcessorPil(size=size, image_grid_pinpoints=PINPOINTS[family])
         rest = {"num_image_tokens": SIDE[family] ** 2, "vision_feature_select_strategy": "full"}
@@ -105,7 +80,7 @@ def model(family: str, decoder: str | None = None, seed: int = 0):
     )
     text_class = {"llama": LlamaConfig, "qwen2": Qwen2Config, "mistral": MistralConfig}
     text = text_class[decoder or ("mistral" if family == NEXT else "qwen2")](
-        vocab_size=len(tokenizer()),
+        vocab_size=len(word_tokenizer(["<image>", "<video>"])),
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=4,
@@ -146,7 +121,7 @@ def build(folder: Path, family: str, decoder: str | None = None, seed: int = 0) 
 def add_text_tower(folder: Path) -> None:
     """A random text tower with the projection that makes the vision tower's tokens comparable with it."""
     config = CLIPTextConfig(
-        vocab_size=len(tokenizer()),
+        vocab_size=len(word_tokenizer(["<image>", "<video>"])),
         hidden_size=16,
         intermediate_size=32,
         num_hidden_layers=2,

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from tiny_words import begun
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import (
     GotOcr2ImageProcessorPil,
     Idefics3Config,
@@ -71,16 +72,7 @@ def tokenizer(family: str) -> PreTrainedTokenizerFast:
         [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Split(Regex("[\n<>_:-]"), "isolated")]
     )
     core.add_special_tokens(SPECIALS[family])
-    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        extra_special_tokens=NAMED[family],
-        padding_side="left",
-    )
+    return begun(core, extra_special_tokens=NAMED[family])
 
 
 class StillInternVLProcessor(InternVLProcessor):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tiny_words import CHAT, QUESTIONS, word_tokenizer
 from transformers import (
     CLIPImageProcessorPil,
     CLIPTextConfig,
@@ -16,41 +16,18 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
     MistralConfig,
-    PreTrainedTokenizerFast,
     Qwen2Config,
     SiglipImageProcessorPil,
     SiglipVisionConfig,
 )
 
 PIXELS, PATCH = 32, 8  # a grid of 4 x 4
-WORDS = "USER : ASSISTANT what is the colour of this thing there red green blue left right one two three ?".split()
-CHAT = (
-    "{% for m in messages %}USER : {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> {% else %}"
-    "{{ c['text'] }}{% endif %}{% endfor %} ASSISTANT :{% endfor %}"
-)
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    specials = ["<pad>", "<s>", "<unk>", "</s>", "<image>"]
-    vocabulary = {word: i for i, word in enumerate([*specials, *WORDS])}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        additional_special_tokens=["<image>"],
-        padding_side="left",
-    )
 
 
 def build(folder, tower="clip", decoder="llama", strategy=None, feature_layer=-2, text_tower=False, chat=CHAT, seed=0):
     """Writes a tiny model and its processor into `folder`."""
     torch.manual_seed(seed)
-    words = tokenizer()
+    words = word_tokenizer(["<image>"])
     strategy = strategy or ("default" if tower == "clip" else "full")
     vision_class, image_class = {
         "clip": (CLIPVisionConfig, CLIPImageProcessorPil),
@@ -135,9 +112,6 @@ def picture(seed, height=PIXELS, width=PIXELS):
 def sides(row):
     """Token ids of a row's text before and behind its picture."""
     return row.ids[row.text[row.text < row.first[0]]].tolist(), row.ids[row.text[row.text > row.first[0]]].tolist()
-
-
-QUESTIONS = ["what is this ?", "what is the colour of this thing there ?", "left ?", "is the thing red or blue ?"]
 
 
 @pytest.fixture(scope="session")

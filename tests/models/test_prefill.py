@@ -4,33 +4,13 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from picked import Picked
 
 from foveate.compressors.base import Reducer, Reduction
 from foveate.compressors.registry import make
 from foveate.models.errors import CountMismatch, HostError
 
 pytestmark = pytest.mark.fast
-
-
-@dataclass(frozen=True)
-class Picked(Reducer):
-    """Keeps the tokens it is told, before the layers it is told."""
-
-    name = "picked"
-    stages = ("prefill",)
-    kept: tuple[tuple[int, tuple[int, ...]], ...] = ()  # (layer, indices among what is left)
-    policy: str = "keep"
-
-    @property
-    def positions(self):
-        return self.policy
-
-    def sites(self, n, count, depth):
-        return [(layer, len(indices)) for layer, indices in self.kept]
-
-    def plan(self, tokens, count):
-        indices = dict(self.kept)[[layer for layer, _ in self.kept][tokens.site]]
-        return Reduction(torch.tensor([indices] * tokens.x.shape[0]))
 
 
 def hidden(host, p, answer):

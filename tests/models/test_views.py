@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from picked import Picked
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from foveate.compressors.base import KVReducer, KVReduction, Reducer, Reduction
+from foveate.compressors.base import KVReducer, KVReduction
 from foveate.compressors.registry import COMPRESSORS, make
 from foveate.models import load_host
 from foveate.models.errors import BadInput, HostError
@@ -120,27 +121,6 @@ def entries_of(host, p, row=0):
         else:
             out.append(states[view].x[position])
     return torch.stack(out)
-
-
-@dataclass(frozen=True)
-class Picked(Reducer):
-    """Keeps the tokens it is told, before the layers it is told."""
-
-    name = "picked"
-    stages = ("prefill",)
-    kept: tuple[tuple[int, tuple[int, ...]], ...] = ()  # (layer, indices among what is left)
-    policy: str = "keep"
-
-    @property
-    def positions(self):
-        return self.policy
-
-    def sites(self, n, count, depth):
-        return [(layer, len(indices)) for layer, indices in self.kept]
-
-    def plan(self, tokens, count):
-        indices = dict(self.kept)[[layer for layer, _ in self.kept][tokens.site]]
-        return Reduction(torch.tensor([indices] * tokens.x.shape[0]))
 
 
 @torch.no_grad()
