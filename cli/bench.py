@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foveate.cli import data
-from foveate.cli.reading import open_model
+from foveate.cli.reading import LEARNED_HELP, open_model
 from foveate.plans.plan import STAGES, near
 
 if TYPE_CHECKING:
@@ -23,7 +23,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
     parser.add_argument("--model", default="reference", help="reference, a folder, or a hub id (default: reference)")
     parser.add_argument("--dtype", default="float32", help="of the weights (default: float32)")
-    parser.add_argument("--device", default="cpu", help="where the model runs (default: cpu)")
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help="where the model runs: cpu, cuda:1, ..., or auto: spread over what is there (default: cpu)",
+    )
+    parser.add_argument("--learned", metavar="FOLDER", help=LEARNED_HELP)
     parser.add_argument("--stages", default=",".join(STAGES), metavar="A,B", help="stages (default: all)")
     parser.add_argument("--methods", metavar="A,B", help="methods (default: all)")
     parser.add_argument("--ratios", default="0.75,0.5,0.25,0.11,0.06", metavar="A,B", help="keep ratios")
@@ -43,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
     if args.rounds < 0:
         raise ValueError(f"--rounds: {args.rounds} is below 0")
     samples = data.samples_of(args)
-    host = open_model(args.model, args.dtype, args.device)
+    host = open_model(args.model, args.dtype, args.device, args.learned)
     rows, refused = run(host, samples, args.out, stages, ratios, methods, args.rounds, args.workers)
     print(markdown(rows))
     for label, reason in refused.items():

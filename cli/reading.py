@@ -99,8 +99,11 @@ def check_runs(host: Host, plan: Plan, shape: PromptShape | None = None) -> None
         raise ValueError(f"plan {plan.label()}: {error}") from None
 
 
-def open_model(model: str, dtype: str = "float32", device: str = "cpu") -> Host:
-    """A model, loaded behind a spinner.
+LEARNED_HELP = "folder with weights of learned methods (default: where foveate distill puts them for this model)"
+
+
+def open_model(model: str, dtype: str = "float32", device: str = "cpu", learned: str | None = None) -> Host:
+    """A model, loaded behind a spinner, with the networks of learned methods in a folder (None = the model's own).
 
     Raises:
         ValueError: a name that cannot be one, or a device that cannot be used.
@@ -118,13 +121,17 @@ def open_model(model: str, dtype: str = "float32", device: str = "cpu") -> Host:
         _check_device(device)
         from foveate.models import load_host
 
-        return load_host(model, dtype, device)
+        return load_host(model, dtype, device, learned)
 
 
 def _check_device(device: str) -> None:
     """Raises: ValueError where torch cannot use a device."""
     import torch
 
+    from foveate.models.placing import spread
+
+    if spread(device):
+        return
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # an assertion: a torch that was built without it

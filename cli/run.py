@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveate.cli.reading import PLAN_HELP, check_runs, open_model, read_plan
+from foveate.cli.reading import LEARNED_HELP, PLAN_HELP, check_runs, open_model, read_plan
 from foveate.cli.text import columns, flops
 from foveate.plans.plan import STAGES, Plan
 
@@ -34,7 +34,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-flops", type=float, metavar="N", help="hard limit on this request")
     parser.add_argument("--model", default="reference", help="reference, a folder, or a hub id (default: reference)")
     parser.add_argument("--dtype", default="float32", help="of the weights (default: float32)")
-    parser.add_argument("--device", default="cpu", help="where the model runs (default: cpu)")
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help="where the model runs: cpu, cuda:1, ..., or auto: spread over what is there (default: cpu)",
+    )
+    parser.add_argument("--learned", metavar="FOLDER", help=LEARNED_HELP)
     parser.add_argument("--max-new-tokens", type=int, default=16, metavar="N", help="longest answer (default: 16)")
     parser.add_argument("--picture", metavar="FILE", help="save the picture with the kept tokens marked")
     parser.add_argument("--json", action="store_true", help="JSON instead of text")
@@ -56,7 +61,7 @@ def main(args: argparse.Namespace) -> int:
     controller = None if plan is not None else controller_path(args.controller, args.model)
     if controller is not None:
         load(controller)  # a damaged file is told before the model is loaded
-    host = open_model(args.model, args.dtype, args.device)
+    host = open_model(args.model, args.dtype, args.device, args.learned)
     if plan is not None:
         answer, record = by_plan(host, plan, image, args.question, args.max_new_tokens)
     else:

@@ -72,6 +72,7 @@ class Asker:
         with_cls = compressor.takes_cls and self.host.tower.hands_cls
         for block, asked in compute.by_layer(compressor, depth, depth - 1, compute.ATTENTION_KINDS).items():
             out |= self.of_block(views, block, asked, stage, with_cls)
+        out |= {signal.key: x for signal in compressor.signals(depth) if signal.kind == "features"}
         return out | self.text(compressor, views, x, stage)
 
     def of_block(
@@ -155,7 +156,8 @@ class Asker:
             cache = prefill.caches[layer] if has_run else None
             stream = cache.stream if has_run else prefill.stream
             for kind in sorted({signal.kind for signal in asked}):
-                value = compute.DECODER_KINDS[kind](decoder, stream, cache, layer, rows)
+                at = rows.to(decoder.devices[layer])
+                value = compute.DECODER_KINDS[kind](decoder, stream, cache, layer, at).to(rows.device)
                 for row in rows.tolist():
                     n, visual = int(stream.length[row]), int(stream.n[row])
                     flops = decoder_signal_flops(self.host.shape.decoder, kind, n, visual, has_run)

@@ -40,7 +40,10 @@ class Books:
         traces: each view's way through the tower; None for a blind row's.
         logits: (B, V) float32 behind the prompt, after `prefill`.
         generated: token ids of the last `decode`, end token included.
+        learning: what runs keeps its gradients: set while a method learns.
     """
+
+    learning = False
 
     def __init__(self, host: Host, rows: Sequence[Row]) -> None:
         self.host, self.rows = host, list(rows)
@@ -135,7 +138,7 @@ class Books:
         other.states = {stage: [values[lane] for lane in lanes] for stage, values in self.states.items()}
         other._done, other.generated = list(self._done), []
         index = torch.tensor(list(rows), device=self.host.device)
-        other.logits = None if self.logits is None else self.logits[index]
+        other.logits = None if self.logits is None else self.logits[index.to(self.logits.device)]
         other._opened = None if self._opened is None else self._opened.at(index)
         other._caches = [cache.at(index) for cache in self._caches]
         return other

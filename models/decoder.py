@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from foveate.models.errors import UnsupportedModel
+from foveate.models.placing import device_of
 from foveate.plans.cost import DecoderShape
 
 DECODERS = ("llama", "qwen2", "mistral", "qwen3", "qwen2_5_vl_text", "qwen3_vl_text")
@@ -69,7 +70,14 @@ class Stream:
 
     def at(self, rows: Tensor) -> Stream:
         """Some rows."""
+        rows = rows.to(self.x.device)
         return Stream(**{name: None if value is None else value[rows] for name, value in vars(self).items()})
+
+    def to(self, device: torch.device) -> Stream:
+        """On another device; itself where it is there."""
+        if self.x.device == device:
+            return self
+        return Stream(**{name: None if value is None else value.to(device) for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,7 @@ class LayerCache:
 
     def at(self, rows: Tensor) -> LayerCache:
         """Some rows."""
+        rows = rows.to(self.keys.device)
         stream = None if self.stream is None else self.stream.at(rows)
         parts = {name: getattr(self, name)[rows] for name in ("keys", "values", "length", "next_place", "n")}
         return LayerCache(**parts, stream=stream)
@@ -122,6 +131,7 @@ class Decoder:
 
     Attributes:
         coordinates: P, position ids of each entry: 1, or 3 where rotation is by time, row and column.
+        devices: where each layer runs.
     """
 
     def __init__(self, model: nn.Module, head: nn.Module) -> None:
@@ -131,7 +141,7 @@ class Decoder:
             raise UnsupportedModel(f"language model {config.model_type!r}: sliding-window layers are not supported")
         self.config, self.model, self.head = config, model, head
         self.layers = model.layers[: config.num_hidden_layers]
-        self.depth = len(self.layers)
+        self.depth, self.devices = len(self.layers), [device_of(layer) for layer in self.layers]
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = self.layers[0].self_attn.head_dim
         self.coordinates = 3 if config.model_type in BY_THREE else 1
@@ -220,12 +230,12 @@ class Continuation:
         self.decoder = decoder
         self.fed = 0
         self.held, self.valid, self.next_place = [], [], []
-        everything = torch.equal(rows, torch.arange(caches[0].length.numel(), device=rows.device))
+        everything = rows.tolist() == list(range(caches[0].length.numel()))
         for c in caches:
             part = c if everything else replace(c, stream=None).at(rows)
             s = part.keys.shape[2]
             self.held.append(_Held(part.keys, part.values))
-            self.valid.append(torch.arange(s, device=rows.device)[None] < part.length[:, None])
+            self.valid.append(torch.arange(s, device=part.keys.device)[None] < part.length[:, None])
             self.next_place.append(part.next_place)
 
     def feed(self, ids: Tensor) -> Tensor:
@@ -236,6 +246,9 @@ class Continuation:
         offset = torch.arange(self.fed, self.fed + q, device=ids.device)
         rotation, seen, place = None, None, None
         for index, held in enumerate(self.held):
+            device = self.decoder.devices[index]
+            if x.device != device:
+                x, own, offset, seen = x.to(device), own.to(device), offset.to(device), None
             if seen is None or not torch.equal(seen, self.next_place[index]):
                 seen = self.next_place[index]
                 place = seen[:, None] + offset

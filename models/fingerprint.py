@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from foveate.models.placing import weights
+
 VOLATILE = ("transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures")
 SAMPLE = 32
 """Values taken from each tensor, evenly spaced."""
@@ -25,8 +27,8 @@ def fingerprint(config: dict[str, Any], model: nn.Module) -> str:
         model: with its weights.
     """
     digest = hashlib.sha256(json.dumps(_stable(config), sort_keys=True).encode())
-    for name, value in sorted(model.state_dict().items()):
-        flat = value.detach().flatten()
+    for name, value in sorted(weights(model).items()):
+        flat = value.flatten()
         at = torch.linspace(0, flat.numel() - 1, min(SAMPLE, flat.numel()), dtype=torch.float64).long()
         sample = flat[at.to(flat.device)].cpu().to(torch.bfloat16).view(torch.int16)
         digest.update(f"{name}{tuple(value.shape)}".encode() + sample.numpy().tobytes())

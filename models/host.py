@@ -10,14 +10,16 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveate.compressors.base import Compressor, Grid, InputKnob, KVReducer, Reducer, Resampler
+from foveate.compressors.learned import Learned, Projector, Widths, no_weights
 from foveate.compressors.registry import COMPRESSORS, make
 from foveate.models.decoder import Decoder
 from foveate.models.errors import CountMismatch, HostError
 from foveate.models.fingerprint import fingerprint
 from foveate.models.inputs import Framed, Inputs, Pictures, PromptShape, Row, View
+from foveate.models.placing import device_of
 from foveate.models.signals import DECODER_KINDS
 from foveate.models.text_tower import TextTower
 from foveate.models.tower import Tower
@@ -79,6 +81,8 @@ class Host(ABC):
         tower, decoder, text, inputs: the parts that a pass runs.
         cls_stays: the decoder reads the tower's CLS too; protected, not counted.
         ends: token ids that end an answer.
+        learned: networks of learned methods by (stage, name), see `models.learned`.
+        unusable: (stage, name) -> why the weights found for it are not among them.
     """
 
     model_class: ClassVar[Any]
@@ -125,11 +129,13 @@ class Host(ABC):
     def _open(self, model: Any, name: str, text: TextTower | None) -> None:
         self.model, self.name, self.text = model, name or model.config.model_type, text
         self.parts()
-        weight = self.decoder.head.weight
-        self.device, self.dtype = weight.device, weight.dtype
-        kinds = {"keys", "cls_attention", "received_attention", *DECODER_KINDS, "accumulated_attention"}
+        self.device = device_of(self.decoder.model.embed_tokens)
+        self.dtype = self.decoder.head.weight.dtype
+        kinds = {"keys", "features", "cls_attention", "received_attention", *DECODER_KINDS, "accumulated_attention"}
         kinds |= {"attention_map"} if self.tower.merge == 1 else set()  # of tokens, which units of patches have not
         self.signals = frozenset(kinds | ({"text_similarity"} if text else set()))
+        self.learned: dict[tuple[str, str], nn.Module] = {}
+        self.unusable: dict[tuple[str, str], str] = {}
         self._beside_question: int | None = None
 
     # -- what a family says ------------------------------------------------------------------------------------------
@@ -155,6 +161,10 @@ class Host(ABC):
     @abstractmethod
     def project(self, x: Tensor) -> Tensor:
         """The projector: (..., merge * C) -> (..., D), each token on its own."""
+
+    def matrices(self) -> Projector:
+        """The projector's weights, where it is linear layers with GELU between and nothing else; else ()."""
+        return ()
 
     def project_extra(self, extra: Tensor) -> Tensor:
         """The projectors of the levels that ride along: (..., L, merge * C) -> (..., L, D)."""
@@ -239,6 +249,17 @@ class Host(ABC):
         """The depth that methods at a stage are told: decoder layers at `prefill` and `decode`, else encoder blocks."""
         return self.decoder_depth if stage in ("prefill", "decode") else self.encoder_depth
 
+    @property
+    def widths(self) -> Widths:
+        """What the network of a learned method must fit."""
+        visual, text = self.shape.vit.dim * self.shape.vit.merge, 0 if self.text is None else self.text.width
+        return Widths(visual, self.shape.decoder.dim, text, self.encoder_depth, self.decoder_depth, self.grid)
+
+    def make(self, stage: str, name: str) -> Compressor:
+        """A method as this host runs it: a learned one with its weights, where there are any. Raises: ValueError."""
+        method = make(stage, name)
+        return replace(method, network=self.learned.get((stage, name))) if isinstance(method, Learned) else method
+
     def resized(self, knob: InputKnob, grid: Grid, count: int) -> Grid:
         """The grid that an input knob wants of a view. Raises: CountMismatch where it has more tokens than asked."""
         wanted = knob.target(grid, count)
@@ -265,6 +286,13 @@ class Host(ABC):
 
     def supports(self, stage: str, name: str) -> str | None:
         """Why a method cannot run here, or None where it can. "none" and "blind" always can."""
+        reason, key = self.forbids(stage, name), (stage, name)
+        if reason is None and key not in self.learned and getattr(COMPRESSORS.get(key), "learned", False):
+            return self.unusable.get(key) or no_weights(name)
+        return reason
+
+    def forbids(self, stage: str, name: str) -> str | None:
+        """The same, weights apart: whether a learned method could be trained for this host."""
         if name == "none" or (name == "blind" and stage == "input"):
             return None
         cls = COMPRESSORS.get((stage, name))
@@ -275,8 +303,6 @@ class Host(ABC):
             return f"{name}: a {cls.__mro__[1].__name__} cannot act at {stage!r} in this host"
         if cls.modality == "video" and self.grid[0] == 1:
             return f"{name}: is for video, this host sees single pictures"
-        if cls.learned:
-            return f"{name}: has no weights for this host"
         if stage == "encoder" and self.tower.merge > 1:
             return f"{name}: acts on patches, and this host's connector wants whole units of {self.tower.merge}"
         if issubclass(cls, Resampler) and self.shape.deepstack:

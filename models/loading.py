@@ -12,12 +12,14 @@ from transformers import AutoConfig, PreTrainedConfig
 from foveate.models.errors import UnsupportedModel
 from foveate.models.families import FAMILIES, family
 from foveate.models.host import Host
+from foveate.models.learned import attach
+from foveate.models.placing import Device, check_placed, device_of, spread
 from foveate.models.processors import load_processor
 from foveate.models.reference import WEIGHTS
 from foveate.models.text_tower import FOLDER, TextTower
 
 
-def load(model: str | Path, dtype: str, device: str) -> Host:
+def load(model: str | Path, dtype: str, device: Device, learned: str | Path | None = None) -> Host:
     """See `foveate.models.load_host`."""
     path = WEIGHTS if str(model) == "reference" else Path(model)
     kind = getattr(torch, dtype, None)
@@ -32,17 +34,21 @@ def load(model: str | Path, dtype: str, device: str) -> Host:
     config, kind_of = read_config(source, source)
     try:
         model_class = kind_of.model_class_of(config)
-        loaded, info = model_class.from_pretrained(source, dtype=kind, output_loading_info=True)
+        placed = {"device_map": device} if spread(device) else {}
+        loaded, info = model_class.from_pretrained(source, dtype=kind, output_loading_info=True, **placed)
         processor = load_processor(source, config)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UnsupportedModel(f"{source}: cannot be loaded: {_line(error)}") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise UnsupportedModel(f"{source}: {len(missing)} weights are missing, first {missing[0]!r}")
-    place = torch.device(device)
+    if not placed:
+        loaded = loaded.to(torch.device(device))
+    check_placed(loaded, source)
+    place = device_of(loaded.get_input_embeddings())
     tower = TextTower.load(path / FOLDER, processor.tokenizer, kind, place) if local else None
     raw = json.loads((path / "config.json").read_text()) if local else None
-    return kind_of(loaded.to(place), processor, tower, str(model), raw)
+    return attach(kind_of(loaded, processor, tower, str(model), raw), learned)
 
 
 def read_config(source: str, name: str) -> tuple[PreTrainedConfig, type[Host]]:

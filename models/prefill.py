@@ -75,7 +75,7 @@ class Prefill:
         other = Prefill(
             self.decoder,
             self.stream.at(rows),
-            self.seeds[rows],
+            self.seeds[rows.to(self.seeds.device)],
             [self.grids[i] for i in index],
             [self.whole[i] for i in index],
         )
@@ -86,12 +86,19 @@ class Prefill:
 
     def step(self) -> None:
         """Runs the next layer."""
+        self._arrive()
         out, cache = self.decoder.layer(self.layer, self.stream, self.rotation)
         for row, (entries, n) in enumerate(zip(self.stream.length.tolist(), self.stream.n.tolist(), strict=True)):
             self.entries[row].append(entries)
             self.visual[row].append(n)
         self.caches.append(cache)
         self.stream = replace(self.stream, x=out)
+
+    def _arrive(self) -> None:
+        """Brings the stream to where the next layer runs."""
+        device = self.decoder.devices[self.layer]
+        if self.stream.x.device != device:
+            self.stream, self.seeds, self._rotation = self.stream.to(device), self.seeds.to(device), None
 
     def finish(self, cuts: Sequence[Cut | None], signals: Signals) -> Tensor:
         """The rest of the layers with each row's cuts; (B, V) logits behind the prompt.
@@ -111,6 +118,7 @@ class Prefill:
 
     def cut(self, cuts: Sequence[Cut | None], signals: Signals) -> None:
         """Applies the cuts that stand before the next layer."""
+        self._arrive()
         n = self.stream.n.tolist()
         due = [row for row, c in enumerate(cuts) if c is not None and n[row] > c.sites.get(self.layer, n[row])]
         keys = [

@@ -149,7 +149,7 @@ def last_state_attention(prefill: Prefill, row: int) -> np.ndarray:
 
 def read(state: Tensor, norm: nn.Module, linear: nn.Linear) -> np.ndarray:
     """linear(norm(state)) of one state (D,) of the decoder, whose norms are RMS norms: float32."""
-    if state.dtype != torch.float32 or state.device.type != "cpu":
+    if state.dtype != torch.float32 or any(x.device.type != "cpu" for x in (state, norm.weight)):
         return numbers(linear(norm(state)))
     x = numbers(state)
     x = x * norm.weight.detach().numpy() / math.sqrt(x @ x / len(x) + norm.variance_epsilon)
