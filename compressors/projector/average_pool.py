@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
 from foveate.compressors.base import Grid, Resampled, Resampler, Tokens
-from foveate.compressors.grids import largest, shrunk
+from foveate.compressors.planes import counts, planes, raster, side
 from foveate.compressors.registry import register
 
 
@@ -23,12 +22,14 @@ class AveragePool(Resampler):
     Formula: cell i of h covers rows floor(i H / h) .. ceil((i + 1) H / h) - 1, columns likewise; slot = its mean
     Shapes:  x (B, T H W, D) -> (B, T h w, D), raster order
     Cost:    no matrix product: additions only.
-    Differs: the code takes whole k x k cells and drops a last row or column that fills none; here cells may overlap by
-             one row or column where h does not divide H, and no token is lost. No newline tokens.
+    Differs: the code takes whole k x k cells and drops a last row or column that fills none, which is cells "whole";
+             by default cells may overlap by one row or column where h does not divide H, and no token is lost. The
+             code's third mode, the maximum, is left out. No newline tokens.
 
-    Args: none.
+    Args:
+        cells: "overlapping" or "whole"; whole ones of k x k give floor(H / k) rows, at least one.
     Raises:
-        ValueError: tokens are not a whole grid, or `count` is not T times one of the smaller grids of this shape.
+        ValueError: `cells` is unknown, tokens are not a whole grid, or `count` is not T times one of the smaller grids.
     """
 
     name = "average_pool"
@@ -40,26 +41,24 @@ class AveragePool(Resampler):
     paper = "Li et al., 2024, https://arxiv.org/abs/2408.03326"
     fidelity = "paper"
 
+    cells: str = "overlapping"
+
+    def __post_init__(self) -> None:
+        if self.cells not in ("overlapping", "whole"):
+            raise ValueError(f"average_pool: cells {self.cells!r} is neither 'overlapping' nor 'whole'")
+
     def reachable(self, grid: Grid) -> Sequence[int]:
-        t, height, width = grid
-        return [t * h * w for h, w in shrunk(height, width)]
+        return counts(grid) if self.cells == "overlapping" else sorted(_sides(grid))
 
     def make_tokens(self, tokens: Tokens, count: int) -> Resampled:
-        t, height, width = tokens.grid
-        if tokens.n != t * height * width:
-            raise ValueError(f"average_pool: {tokens.n} tokens are not a whole {t} x {height} x {width} grid")
-        h, w = largest(height, width, count // t)
-        b, _, d = tokens.x.shape
-        planes = tokens.x.float().view(b * t, height, width, d).permute(0, 3, 1, 2)
-        pooled = adaptive_avg_pool2d(planes, (h, w)).permute(0, 2, 3, 1)  # (B * T, h, w, D)
-        frames = torch.arange(t, device=tokens.x.device).view(t, 1, 1) * height
-        rows, columns = _middles(h, height, frames.device).view(h, 1), _middles(w, width, frames.device)
-        position = ((frames + rows) * width + columns).flatten().expand(b, -1)
-        return Resampled(pooled.reshape(b, count, d).to(tokens.x.dtype), position, (t, h, w))
+        x = planes(self.name, tokens)
+        if self.cells == "overlapping":
+            return raster(adaptive_avg_pool2d(x, side(tokens.grid, count)), tokens)
+        return raster(avg_pool2d(x, _sides(tokens.grid)[count]), tokens)
 
 
-def _middles(cells: int, length: int, device: torch.device) -> torch.Tensor:
-    """The index in the middle of each cell; of two, the lower."""
-    i = torch.arange(cells, device=device)
-    first, last = i * length // cells, -(-(i + 1) * length // cells) - 1
-    return (first + last) // 2
+def _sides(grid: Grid) -> dict[int, tuple[int, int]]:
+    """Count -> rows and columns of the largest whole cell that gives it."""
+    t, height, width = grid
+    cells = [(min(k, height), min(k, width)) for k in range(1, max(height, width) + 1)]
+    return {t * (height // h) * (width // w): (h, w) for h, w in cells}

@@ -8,25 +8,20 @@ from foveate.compressors.registry import make
 pytestmark = pytest.mark.fast
 
 
-def grid_of(tiny, values, *grid):
-    x = torch.as_tensor(values, dtype=torch.float32).view(1, -1, 1)
-    return tiny(n=x.shape[1], grid=grid, x=x)
-
-
-def test_two_by_two_cells(tiny):
-    made = make("projector", "average_pool").resample(grid_of(tiny, range(36), 1, 6, 6), 9)
+def test_two_by_two_cells(grid_of):
+    made = make("projector", "average_pool").resample(grid_of(range(36), 1, 6, 6), 9)
     assert made.x.flatten().tolist() == [3.5, 5.5, 7.5, 15.5, 17.5, 19.5, 27.5, 29.5, 31.5]
     assert made.grid_out == (1, 3, 3)
     assert made.position.tolist() == [[0, 2, 4, 12, 14, 16, 24, 26, 28]]
 
 
-def test_one_token_is_the_mean_of_all(tiny):
-    made = make("projector", "average_pool").resample(grid_of(tiny, range(25), 1, 5, 5), 1)
+def test_one_token_is_the_mean_of_all(grid_of):
+    made = make("projector", "average_pool").resample(grid_of(range(25), 1, 5, 5), 1)
     assert made.x.item() == 12 and made.position.item() == 12
 
 
-def test_all_tokens_are_themselves(tiny):
-    tokens = grid_of(tiny, range(20), 1, 4, 5)
+def test_all_tokens_are_themselves(grid_of):
+    tokens = grid_of(range(20), 1, 4, 5)
     made = make("projector", "average_pool").resample(tokens, 20)
     assert torch.equal(made.x, tokens.x) and made.position.tolist() == [list(range(20))]
 
@@ -52,8 +47,8 @@ def test_on_a_divisor_the_mean_of_the_image_stays(tiny):
     assert torch.allclose(made.x.mean(1), tokens.x.mean(1), atol=1e-6)
 
 
-def test_frames_are_pooled_one_by_one(tiny):
-    made = make("projector", "average_pool").resample(grid_of(tiny, range(8), 2, 2, 2), 2)
+def test_frames_are_pooled_one_by_one(grid_of):
+    made = make("projector", "average_pool").resample(grid_of(range(8), 2, 2, 2), 2)
     assert made.x.flatten().tolist() == [1.5, 5.5] and made.grid_out == (2, 1, 1)
     assert made.position.tolist() == [[0, 4]]
 
@@ -62,6 +57,25 @@ def test_frames_are_pooled_one_by_one(tiny):
 def test_the_grids_of_the_usual_ratios_are_reachable(side, sides):
     reachable = make("projector", "average_pool").reachable((1, side, side))
     assert {s * s for s in sides} <= set(reachable)
+
+
+def test_whole_cells_drop_what_fills_none(grid_of):
+    pool = make("projector", "average_pool", cells="whole")
+    made = pool.resample(grid_of(range(25), 1, 5, 5), 4)
+    assert made.x.flatten().tolist() == [3, 5, 13, 15] and made.grid_out == (1, 2, 2)
+    assert pool.resample(grid_of(range(36), 1, 6, 6), 9).x.flatten().tolist()[:4] == [3.5, 5.5, 7.5, 15.5]
+    assert 13 * 13 in pool.reachable((1, 27, 27)) and 14 * 14 not in pool.reachable((1, 27, 27))
+    assert pool.reachable((2, 1, 6)) == [2, 4, 6, 12]  # a single row fills a cell of any height
+
+
+def test_one_whole_cell_is_the_mean_of_all(grid_of):
+    made = make("projector", "average_pool", cells="whole").resample(grid_of(range(15), 1, 3, 5), 1)
+    assert made.x.item() == 7
+
+
+def test_an_unknown_kind_of_cells_is_refused():
+    with pytest.raises(ValueError, match="average_pool: cells 'half' is neither 'overlapping' nor 'whole'"):
+        make("projector", "average_pool", cells="half")
 
 
 def test_tokens_that_are_no_whole_grid_are_refused(tiny):
