@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
-from foveate.compressors.registry import make
 from foveate.models.host import Host
 from foveate.models.on_paper import random_host, shipped_models
 from foveate.plans.plan import UNCOMPRESSED, Plan
@@ -76,7 +75,7 @@ def timed(host: Host, plan: Plan, images: Sequence[np.ndarray], questions: Seque
 
     def stage(name: str, act: Callable[..., None]) -> None:
         choice = plan[name]
-        act(None if choice.is_none else make(name, choice.method), choice.keep)
+        act(None if choice.is_none else host.make(name, choice.method), choice.keep)
 
     for acts in ((("encoder", p.encode), ("outside", p.thin), ("projector", p.project)), (("prefill", p.prefill),)):
         settle(device)

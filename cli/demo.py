@@ -27,6 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--asks", type=int, default=8, metavar="N", help="pictures answered at the end (default: 8)")
     parser.add_argument("--out", metavar="FOLDER", help="over the file's out")
     parser.add_argument("--model", help="over the file's model.name")
+    parser.add_argument("--learned", metavar="FOLDER", help="over the file's model.learned")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -43,10 +44,11 @@ def main(args: argparse.Namespace) -> int:
     began = time.monotonic()
     if args.test < 1 or args.asks < 0:
         raise ValueError(f"--test {args.test} must be 1 or more, --asks {args.asks} 0 or more")
-    config = read_config(RunConfig, find_config(".", args.config), {"out": args.out, "model.name": args.model})
+    flags = {"out": args.out, "model.name": args.model, "model.learned": args.learned}
+    config = read_config(RunConfig, find_config(".", args.config), flags)
     out = Path(config.out)
     trained = run(config, resume=(out / "checkpoint.pt").exists())
-    host = open_model(config.model.name, config.model.dtype, config.model.device)
+    host = open_model(config.model.name, config.model.dtype, config.model.device, config.model.learned)
     train = Table.load(out / "train.parquet")
     samples = data.samples(config.data.tasks, "test", args.test, config.seed)
     test = fill(host, samples, train.plans, out / "test.parquet", workers=config.rollouts.workers)

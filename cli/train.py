@@ -17,6 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="over the file's seed")
     parser.add_argument("--model", help="over the file's model.name")
     parser.add_argument("--device", help="over the file's model.device")
+    parser.add_argument("--learned", metavar="FOLDER", help="over the file's model.learned")
     parser.add_argument("--portfolio", help="over the file's portfolio")
     parser.add_argument("--updates", type=int, metavar="N", help="over the file's policy.updates")
     parser.add_argument("--workers", type=int, metavar="N", help="over the file's rollouts.workers")
@@ -30,7 +31,8 @@ def main(args: argparse.Namespace) -> int:
     from foveate.plans.files import find_config
 
     flags = {"out": args.out, "seed": args.seed, "model.name": args.model, "model.device": args.device}
-    flags |= {"portfolio": args.portfolio, "policy.updates": args.updates, "rollouts.workers": args.workers}
+    flags |= {"model.learned": args.learned, "portfolio": args.portfolio}
+    flags |= {"policy.updates": args.updates, "rollouts.workers": args.workers}
     config = read_config(RunConfig, find_config(".", args.config), flags)
     trained = run(config, args.resume)
     rows = [(name, f"{value:.4f}") for name, value in sorted(trained.scores.items(), key=lambda pair: -pair[1])]

@@ -37,11 +37,13 @@ class ModelConfig:
         name: reference, a folder, or a hub id.
         dtype: of its weights.
         device: where it runs.
+        learned: folder with weights of learned methods; None = the model's own.
     """
 
     name: str = "reference"
     dtype: str = "float32"
     device: str = "cpu"
+    learned: str | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def run(config: RunConfig, resume: bool = False) -> Trained:
     # a table answers for plans that act at one stage: nothing else can be learnt from it
     portfolio = replace(Portfolio.from_yaml(config.portfolio, COMPRESSORS), max_active_stages=1)
     save_resolved(out, config)
-    host = open_model(config.model.name, config.model.dtype, config.model.device)
+    host = open_model(config.model.name, config.model.dtype, config.model.device, config.model.learned)
     splits = tables(host, portfolio, config)
     with _watched(config.policy.updates) as watch:
         return train(splits, replace(config.policy, seed=config.seed), out, [watch], resume)

@@ -25,9 +25,9 @@ def load_host(
         dtype: a floating-point torch dtype, such as "float32" or "bfloat16".
         device: as torch writes it; "auto", "balanced" or "sequential" to let accelerate spread the model over what it
             finds; or a device map (module -> device, "cpu" or "disk").
-        learned: folder with weights of learned methods, as `foveate distill` writes them. None = the model's own: in the
-            package for "reference", `foveate/` in a local folder, else `~/.cache/foveate/FINGERPRINT/`; what does not
-            fit there is passed over.
+        learned: folder with weights of learned methods, as `foveate distill` writes them. None = the model's own: in
+            the package for "reference", `foveate/` in a local folder, else `~/.cache/foveate/FINGERPRINT/`; what does
+            not fit there is passed over.
     Raises:
         WrongWeights: a file in `learned` is broken or made for another model.
         UnsupportedModel: nothing to load there, weights missing, or a family that no host here knows; one line says

@@ -31,11 +31,7 @@ def score(of: Pass, accepted: Sequence[Sequence[str]]) -> list[Score]:
     device = of.logits.device
     rows = torch.tensor([row for row, _ in pairs], device=device)
     ids, length = padded([ids for _, ids in pairs], device)
-    logits = of.logits[rows][:, None]
-    if ids.shape[1]:
-        decoder = of.host.decoder
-        behind = Continuation(decoder, of.caches, rows).feed(ids)
-        logits = torch.cat([logits, decoder.logits(behind)], dim=1)
+    logits = forced(of, rows, ids)
     cached = of.cached
     for row, answer in pairs:
         charge_score(of.ledger[row], of.host.shape, cached[row], len(answer))
@@ -45,6 +41,15 @@ def score(of: Pass, accepted: Sequence[Sequence[str]]) -> list[Score]:
         found[row].logprob.append(value)
         found[row].greedy.append(hit)
     return found
+
+
+def forced(of: Pass, rows: Tensor, ids: Tensor) -> Tensor:
+    """(R, 1 + Q, V) logits behind the prompts of `rows` (R,) and behind each of the tokens ids (R, Q) fed to them."""
+    logits = of.logits[rows][:, None]
+    if not ids.shape[1]:
+        return logits
+    decoder = of.host.decoder
+    return torch.cat([logits, decoder.logits(Continuation(decoder, of.caches, rows).feed(ids))], dim=1)
 
 
 def _judged(logits: Tensor, ids: Tensor, length: Tensor, ends: frozenset[int]) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from foveate.compressors.base import STAGES, Compressor, Grid
-from foveate.compressors.registry import make
 from foveate.models import ledger as charge
 from foveate.models.acting import hook_of
 from foveate.models.errors import BadInput, HostError
@@ -129,7 +128,7 @@ class Forecast:
         reason = self.host.supports(stage, choice.method)
         if reason is not None:
             raise HostError(reason)
-        count, method = keep_count(n, choice.keep), make(stage, choice.method)
+        count, method = keep_count(n, choice.keep), self.host.make(stage, choice.method)
         if count == n:
             return None, n
         if grid is not None:
@@ -230,7 +229,7 @@ class Forecast:
     def _projected(self, at: Seen) -> Seen:
         method, count = self.method("projector", at.n, at.grid, at.whole)
         choice = self.plan["projector"]
-        first = None if choice.is_none else hook_of(make("projector", choice.method))
+        first = None if choice.is_none else hook_of(self.host.make("projector", choice.method))
         n, cls, shape = at.n, at.cls, self.host.shape
         if method is not None:
             takes = method.takes_cls and shape.vit.hands_cls and not at.took_cls
@@ -295,7 +294,7 @@ def forecast(host: Host, plan: Plan, shape: PromptShape, new_tokens: int = 0, tu
     charge.charge_answer(run.ledger, host.shape, stops[-1].entries, new_tokens)
     again = STAGES.index("prefill")
     for stage, choice in plan.active:
-        if choice.method != "blind" and make(stage, choice.method).text_guided:
+        if choice.method != "blind" and host.make(stage, choice.method).text_guided:
             again = min(again, STAGES.index(stage))
     for _ in range(turns - 1):
         at, run.asked = replace(stops[again], entries=(), visual=()), False  # a new question is embedded anew

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import wraps
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from foveate.compressors.base import STAGES
-from foveate.compressors.registry import make
 from foveate.models import answers, ledger
 from foveate.models.acting import Choices, Keeps, Methods, act, hook_of, with_cls
 from foveate.models.books import Books
@@ -26,6 +27,17 @@ ACTS = dict(zip(STAGES, ("resize", "encode", "thin", "project", "prefill", "choo
 """Stage -> the method of a pass that runs it."""
 
 
+def _graded(act: Callable[..., None]) -> Callable[..., None]:
+    """A stage without gradients, unless a method learns (`Books.learning`)."""
+
+    @wraps(act)
+    def run(self: Pass, *given: Any, **named: Any) -> None:
+        with torch.set_grad_enabled(self.learning):
+            return act(self, *given, **named)
+
+    return run
+
+
 class Pass(Books):
     """Rows on their way: `resize`, `encode`, `thin`, `project`, `prefill`, then `score` or `decode`.
 
@@ -35,7 +47,7 @@ class Pass(Books):
     is told in `Books`.
     """
 
-    @torch.no_grad()
+    @_graded
     def resize(self, knob: Methods = None, keep: Keeps = 1.0) -> None:
         """Stage `input`: smaller pictures; position embeddings are interpolated to the new grids."""
         self._reach("input")
@@ -51,7 +63,7 @@ class Pass(Books):
         rows = zip(self._blind, self.laid, strict=True)
         self._finish("input", [0 if blind else row.shape.n_tokens for blind, row in rows])
 
-    @torch.no_grad()
+    @_graded
     def peek_encoder(self) -> None:
         """Runs the attention of the first ViT block, so that its tokens can be looked at before `encode`."""
         if "input" not in self._done:
@@ -88,7 +100,7 @@ class Pass(Books):
             grid=first.grid,
         )
 
-    @torch.no_grad()
+    @_graded
     def encode(self, compressor: Methods = None, keep: Keeps = 1.0) -> None:
         """Stage `encoder`: the tower, with reductions inside its blocks."""
         self._reach("encoder")
@@ -128,7 +140,7 @@ class Pass(Books):
         mixed = self.laid[row].shape.mixed
         return bool(mixed) and mixed[view]
 
-    @torch.no_grad()
+    @_graded
     def thin(self, compressor: Methods = None, keep: Keeps = 1.0) -> None:
         """Stage `outside`: between tower and projector."""
         self._reach("outside")
@@ -149,7 +161,7 @@ class Pass(Books):
                 states[i] = state
         self._finish("outside", states=states)
 
-    @torch.no_grad()
+    @_graded
     def project(self, compressor: Methods = None, keep: Keeps = 1.0) -> None:
         """Stage `projector`: a method before, after or instead of the projector (its `hook`; without one, after)."""
         self._reach("projector")
@@ -211,7 +223,7 @@ class Pass(Books):
         ledger.charge_project(self.ledger[self.views[lane][0]], self.host.shape, 1)
         return replace(state, cls=self.host.project(state.cls[None])[0])
 
-    @torch.no_grad()
+    @_graded
     def peek(self) -> None:
         """Runs decoder layer 0, so that its attention can be looked at before `prefill`; no cut precedes layer 1."""
         if self._opened is not None:
@@ -227,7 +239,7 @@ class Pass(Books):
         for row, entries in enumerate(self._opened.entries):
             ledger.charge_layer(self.ledger[row], self.host.shape, entries[0])
 
-    @torch.no_grad()
+    @_graded
     def prefill(self, compressor: Methods = None, keep: Keeps = 1.0) -> None:
         """Stage `prefill`: the prompt through the decoder; visual tokens leave before the method's layers."""
         self._reach("prefill")
@@ -245,7 +257,7 @@ class Pass(Books):
         self.counts["layers"] = [list(v) for v in run.visual]
         self._finish("prefill", [v[-1] for v in run.visual])
 
-    @torch.no_grad()
+    @_graded
     def choose_decode(self, compressor: Methods = None, keep: Keeps = 1.0) -> None:
         """Stage `decode`: shrinks the cache of every layer; `score` and `decode` go on from what is left."""
         self._reach("decode")
@@ -270,7 +282,7 @@ class Pass(Books):
         if stage == STAGES[0]:
             self.blind([row for row, plan in enumerate(plans) if plan.is_blind])
         picks = [None if plan.is_blind or plan[stage].is_none else plan[stage] for plan in plans]
-        methods = {c.method: make(stage, c.method) for c in picks if c is not None}
+        methods = {c.method: self.host.make(stage, c.method) for c in picks if c is not None}
         getattr(self, ACTS[stage])(
             [c and methods[c.method] for c in picks], [1.0 if c is None else c.keep for c in picks]
         )

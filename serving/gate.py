@@ -32,6 +32,7 @@ from foveate.models.families import FAMILIES, family
 from foveate.models.features import TOKEN_FEATURES
 from foveate.models.host import Host
 from foveate.models.inputs import Row
+from foveate.models.learned import attach
 from foveate.models.ledger import Ledger
 from foveate.models.passes import Pass
 from foveate.models.text_tower import FOLDER, TextTower
@@ -296,7 +297,8 @@ def kept_of(p: Pass, row: int) -> tuple[tuple[int, int, int], tuple[int, ...]]:
 
 
 def host_of(model: Any, processor: Any) -> Host:
-    """The host of a model that is already loaded; the folder it came from may hold a text tower beside it.
+    """The host of a model that is already loaded; the folder it came from may hold a text tower and weights of learned
+    methods beside it.
 
     Raises:
         UnsupportedModel: a family that no host here can open, or no processor.
@@ -314,7 +316,7 @@ def host_of(model: Any, processor: Any) -> Host:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         weight = model.get_output_embeddings().weight
         text = TextTower.load(folder / FOLDER, processor.tokenizer, weight.dtype, weight.device)
-    return family(kind)(model, processor, text, config._name_or_path or kind, raw)
+    return attach(family(kind)(model, processor, text, config._name_or_path or kind, raw))
 
 
 def controller_of(controller: Controller | Artefact | str | Path | None, host: Host) -> Controller:

@@ -8,7 +8,7 @@ projector: its entries are then mixtures of up to four tokens and no longer toke
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -19,11 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveate.compressors.base import Grid
+from foveate.compressors.learned import Projector
 from foveate.models.decoder import Decoder
 from foveate.models.errors import BadInput, HostError, UnsupportedModel
-from foveate.models.families.llava import check_parts, shape_of
+from foveate.models.families.llava import check_parts, shape_of, two_matrices
 from foveate.models.host import Host
 from foveate.models.inputs import NEWLINE, Framed, Inputs, Pictures, PromptShape, Row, View, as_rgb, resized
+from foveate.models.tensors import Tensors, apart
 from foveate.models.vit import VisionTower
 
 Size = tuple[int, int]
@@ -167,6 +169,48 @@ class Layout:
         return [piece.flatten(1).T for band in small.split(down, dim=1) for piece in band.split(across, dim=2)]
 
 
+class AnyResTensors(Tensors):
+    """Pixels (pictures, most views, 3, side, side), blank behind a picture's own views, and the pictures' sizes.
+
+    OneVision's processor also says how many pictures were put to it together, `batch_num_images`: of several in one
+    list each is its view of all alone.
+    """
+
+    names = Tensors.names | {"image_sizes", "batch_num_images"}
+
+    def of(self, rows: Sequence[Row], ids: Tensor) -> dict[str, Tensor]:
+        """See `Tensors.of`."""
+        pictures = [picture for row in rows for picture in row.pictures]
+        made = {
+            "pixel_values": apart([list(self.inputs.pixels(picture.views)) for picture in pictures]),
+            "image_sizes": torch.tensor([picture.size for picture in pictures]),
+        }
+        if not self.inputs.nested:
+            return made
+        together = [row.pictures if len(row.pictures[0].views) == 1 else () for row in rows]
+        counts = [[len(each)] if each else [1] * len(row.pictures) for each, row in zip(together, rows, strict=True)]
+        return made | {"batch_num_images": torch.tensor([n for each in counts for n in each])}
+
+    def pictures(self, prompts: Sequence[Sequence[int]], given: Mapping[str, Any]) -> list[list[Framed]]:
+        """See `Tensors.pictures`."""
+        values, sizes = self.tensor(given, "pixel_values", 5), self.tensor(given, "image_sizes", 2).tolist()
+        side, lists = self.inputs.side, given.get("batch_num_images")
+        lists = [1] * len(sizes) if lists is None else torch.as_tensor(lists).flatten().tolist()
+        if len(sizes) != len(values) or sum(lists) != len(values) or tuple(values.shape[2:]) != (3, side, side):
+            raise BadInput(
+                f"pixel_values {tuple(values.shape)}: needs tiles of {(3, side, side)} for {len(sizes)} image_sizes in "
+                f"lists of {lists}"
+            )
+        made, alone = [], [n == 1 for n in lists for _ in range(n)]
+        for pixels, size, tiled in zip(values, sizes, alone, strict=True):
+            rows, columns = self.inputs.tiles(size) if tiled else (0, 0)
+            if 1 + rows * columns > len(pixels):
+                raise BadInput(f"pixel_values: {len(pixels)} tiles, a picture of {size} has {1 + rows * columns}")
+            views = [View(each, self.inputs.grid) for each in self.whole(pixels[: 1 + rows * columns])]
+            made.append(self.inputs.entries(views, (size[0], size[1])))
+        return self.dealt(prompts, made)
+
+
 class AnyResInputs(Inputs):
     """Pictures as tiles.
 
@@ -181,6 +225,8 @@ class AnyResInputs(Inputs):
     Raises:
         UnsupportedModel: processor and model disagree about tiles, or the resolutions are no whole tiles.
     """
+
+    tensors = AnyResTensors
 
     def __init__(
         self,
@@ -216,19 +262,19 @@ class AnyResInputs(Inputs):
         prompt, ids = self.prompt(question, number, len(each))
         pictures = [as_rgb(one, number) for one in each]
         made = [
-            self._entries(views[:1], one.shape[:2]) for views, one in zip(self._cut([pictures]), pictures, strict=True)
+            self.entries(views[:1], one.shape[:2]) for views, one in zip(self._cut([pictures]), pictures, strict=True)
         ]
         return self.laid(made, question, prompt, ids)
 
     def framed(self, rgb: np.ndarray) -> Framed:
         """See `Inputs.framed`: the view of all first, then the tiles row by row."""
         rows, columns = self.tiles(rgb.shape[:2])
-        return self._entries(self._cut([rgb])[0][: 1 + rows * columns], rgb.shape[:2])
+        return self.entries(self._cut([rgb])[0][: 1 + rows * columns], rgb.shape[:2])
 
     def refit(self, picture: Framed, grids: Sequence[Grid]) -> Framed:
         """See `Inputs.refit`; see `one_grid`."""
         grid = one_grid(grids)
-        return self._entries([resized(view, grid, self.patch) for view in picture.views], picture.size)
+        return self.entries([resized(view, grid, self.patch) for view in picture.views], picture.size)
 
     def pixels(self, views: Sequence[View]) -> Tensor:
         """See `Inputs.pixels`."""
@@ -242,7 +288,7 @@ class AnyResInputs(Inputs):
             raise BadInput(f"the processor makes tiles of {values.shape[-2:]} pixels, the model expects {self.side}")
         return [[View(v.transpose(1, 2, 0).astype(np.uint8), self.grid) for v in views] for views in values]
 
-    def _entries(self, views: Sequence[View], size: Size) -> Framed:
+    def entries(self, views: Sequence[View], size: Size) -> Framed:
         """A picture with its prompt entries."""
         tiles = (0, 0) if len(views) == 1 else self.tiles(size)
         layout = Layout(size, tiles, views[0].grid, self.most_tiles)
@@ -290,6 +336,10 @@ class AnyResHost(Host):
     def project(self, x: Tensor) -> Tensor:
         """See `Host.project`."""
         return self.model.model.multi_modal_projector(x)
+
+    def matrices(self) -> Projector:
+        """See `Host.matrices`."""
+        return two_matrices(self.model)
 
     def newline(self) -> Tensor:
         """See `Host.newline`."""

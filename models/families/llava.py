@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,34 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from foveate.compressors.base import Grid
+from foveate.compressors.learned import Projector
 from foveate.models.decoder import Decoder, check_decoder
-from foveate.models.errors import UnsupportedModel
+from foveate.models.errors import BadInput, UnsupportedModel
 from foveate.models.host import Host
-from foveate.models.inputs import Framed, Inputs, View, one_view, resized
+from foveate.models.inputs import Framed, Inputs, Row, View, one_view, resized
+from foveate.models.tensors import Tensors
 from foveate.models.vit import VisionTower
 from foveate.plans.cost import HostShape, ViTShape
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
+
+
+class LlavaTensors(Tensors):
+    """Pixels (pictures, 3, H, W)."""
+
+    def of(self, rows: Sequence[Row], ids: Tensor) -> dict[str, Tensor]:
+        """See `Tensors.of`."""
+        return {"pixel_values": self.inputs.pixels([view for row in rows for view in row.views])}
+
+    def pictures(self, prompts: Sequence[Sequence[int]], given: Mapping[str, Any]) -> list[list[Framed]]:
+        """See `Tensors.pictures`."""
+        values = self.tensor(given, "pixel_values", 4)
+        grid, patch = self.inputs.grid, self.inputs.patch
+        size = (3, grid[1] * patch, grid[2] * patch)
+        if tuple(values.shape[1:]) != size:
+            raise BadInput(f"pixel_values: pictures of {tuple(values.shape[1:])}, the model's are {size}")
+        made = [one_view(View(p, grid), self.token, p.shape[:2], self.inputs.cls) for p in self.whole(values)]
+        return self.dealt(prompts, made)
 
 
 class LlavaInputs(Inputs):
@@ -30,6 +50,8 @@ class LlavaInputs(Inputs):
         patch: pixels along a token's side.
         cls: the decoder reads CLS too.
     """
+
+    tensors = LlavaTensors
 
     def __init__(self, processor: Any, image_token_id: int, grid: Grid, patch: int, cls: bool) -> None:
         super().__init__(processor, image_token_id)
@@ -79,6 +101,19 @@ class LlavaHost(Host):
     def project(self, x: Tensor) -> Tensor:
         """See `Host.project`."""
         return self.model.model.multi_modal_projector(x)
+
+    def matrices(self) -> Projector:
+        """See `Host.matrices`."""
+        return two_matrices(self.model)
+
+
+def two_matrices(model: Any) -> Projector:
+    """Weights of a LLaVA's projector, where there is GELU and nothing else between its two layers."""
+    projector, config = model.model.multi_modal_projector, model.config
+    layers = (projector.linear_1, projector.linear_2)
+    if config.projector_hidden_act != "gelu" or any(layer.bias is None for layer in layers):
+        return ()
+    return tuple((layer.weight.detach(), layer.bias.detach()) for layer in layers)
 
 
 def check_parts(config: Any, name: str) -> None:

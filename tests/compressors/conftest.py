@@ -4,38 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from foveate.compressors.base import KVCache, Tokens
-
-HEADS, KEY_DIM = 2, 6
-
-
-def softmax(generator, *shape):
-    return torch.rand(shape, generator=generator).softmax(-1)
-
-
-def build_tokens(n=12, batch=1, dim=8, grid=None, dtype=torch.float32, cls=False, seed=0, x=None, size=None, **signals):
-    """Random tokens of `batch` rows. `cls`: row 0 is CLS, so n - 1 patches. Named signals replace random ones."""
-    generator = torch.Generator().manual_seed(seed)
-    position = torch.arange(n) - int(cls)
-    every = {
-        "cls_attention": softmax(generator, batch, HEADS, n),
-        "received_attention": softmax(generator, batch, n),
-        "attention_map": softmax(generator, batch, n, n),
-        "keys": torch.randn(batch, n, KEY_DIM, generator=generator),
-        "visual_keys": torch.randn(batch, n, KEY_DIM, generator=generator),
-        "text_similarity": torch.rand(batch, n, generator=generator) * 2 - 1,
-        "phrase_similarity": torch.rand(batch, 3, n, generator=generator) * 2 - 1,
-        "last_query": softmax(generator, batch, HEADS, n),
-    }
-    features = torch.randn(batch, n, dim, generator=generator) if x is None else x
-    return Tokens(
-        x=features.to(dtype),
-        size=torch.ones(batch, n) if size is None else size,
-        position=position.expand(batch, n).contiguous(),
-        grid=(1, 3, 4) if grid is None else grid,
-        seed=torch.randint(-(2**62), 2**62, (batch,), generator=generator),
-        signals={kind: value.to(dtype) for kind, value in (every | signals).items()},
-    )
+from foveate.compressors.base import KVCache
+from foveate.compressors.trial import random_tokens
 
 
 def build_cache(visual=12, text=(2, 3), batch=1, heads=2, dim=4, dtype=torch.float32, seed=0, keys=None, **signals):
@@ -56,7 +26,7 @@ def build_cache(visual=12, text=(2, 3), batch=1, heads=2, dim=4, dtype=torch.flo
 
 @pytest.fixture
 def tiny():
-    return build_tokens
+    return random_tokens
 
 
 @pytest.fixture

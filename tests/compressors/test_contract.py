@@ -22,8 +22,10 @@ from foveate.compressors.base import (
     apply_size,
     in_order,
 )
+from foveate.compressors.learned import Learned, MissingWeights, on_trial
 from foveate.compressors.registry import COMPRESSORS, make
 from foveate.compressors.signals import SHAPES, MissingSignal
+from foveate.compressors.trial import for_method
 
 pytestmark = [pytest.mark.fast, pytest.mark.matrix]
 
@@ -43,6 +45,11 @@ def of(*bases):
     return [key for key in KEYS if issubclass(COMPRESSORS[key], bases)]
 
 
+def ready(key, grid=(1, 3, 4)):
+    """The method as a host runs it, an untrained network for this grid in it where it learns."""
+    return on_trial(make(*key), grid)
+
+
 def grids(key):
     by_modality = {"image": GRIDS, "video": VIDEO_GRIDS, "both": GRIDS + VIDEO_GRIDS}
     return by_modality[COMPRESSORS[key].modality]
@@ -53,7 +60,7 @@ def cases(*bases):
     found = []
     for key in of(*bases):
         for grid in grids(key):
-            reachable, n = make(*key).reachable(grid), grid[0] * grid[1] * grid[2]
+            reachable, n = ready(key, grid).reachable(grid), grid[0] * grid[1] * grid[2]
             wanted = {c for c in (1, 2, 5, n - 1, n) if c in reachable} | {reachable[0], reachable[-1]}
             found += [(key, grid, count) for count in sorted(wanted)]
     return found
@@ -66,9 +73,7 @@ def tokens_for(tiny):
     def build(key, grid=(1, 3, 4), **options):
         n = grid[0] * grid[1] * grid[2]
         tokens = tiny(n=n, grid=grid, cls=COMPRESSORS[key].takes_cls, **options)
-        asked = make(*key).signals(ANY_DEPTH)
-        tagged = {signal.key: tokens.signals[signal.kind] for signal in asked}
-        return dataclasses.replace(tokens, signals={**tokens.signals, **tagged})
+        return for_method(tokens, make(*key))
 
     return build
 
@@ -158,11 +163,54 @@ class TestEveryMethod:
             assert reachable[-1] <= grid[0] * grid[1] * grid[2]
 
 
+LEARNED = [key for key in KEYS if COMPRESSORS[key].learned]
+
+
+class TestLearnedMethods:
+    @pytest.mark.parametrize("key", LEARNED, ids=label)
+    def test_say_how_to_get_weights_where_there_are_none(self, key, tokens_for):
+        method = make(*key)
+        act = method.resample if isinstance(method, Resampler) else method.reduce
+        with pytest.raises(MissingWeights, match=rf"{key[1]}: .*foveate distill METHOD --model MODEL"):
+            act(tokens_for(key), method.reachable((1, 3, 4))[0])
+
+    @pytest.mark.parametrize("key", LEARNED, ids=label)
+    def test_the_network_is_no_part_of_what_the_method_is(self, key):
+        assert isinstance(make(*key), Learned) and make(*key) == ready(key) and hash(make(*key)) == hash(ready(key))
+        assert repr(make(*key)) == repr(ready(key))
+
+    @pytest.mark.parametrize("key", LEARNED, ids=label)
+    def test_a_build_repeats_by_seed_and_leaves_the_generator_alone(self, key):
+        before = torch.get_rng_state()
+        one, other = ready(key).network.state_dict(), ready(key).network.state_dict()
+        assert one and all(torch.equal(one[name], other[name]) for name in one)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    @pytest.mark.parametrize("key", LEARNED, ids=label)
+    def test_every_weight_learns(self, key, tokens_for):
+        method, grid = ready(key), (1, 3, 4)
+        moved = {name: value + 0.1 * torch.ones_like(value) for name, value in method.network.state_dict().items()}
+        method.network.load_state_dict(moved)  # away from zeros that hide what lies behind them
+        tokens = tokens_for(key, grid, batch=2)
+        total = 0
+        for count in method.training_counts(grid):
+            made = method.resample(tokens, count) if isinstance(method, Resampler) else method.reduce(tokens, count)
+            total = total + (made.x if isinstance(method, Resampler) else made.weight).square().sum()
+        total.backward()
+        assert [n for n, p in method.network.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+    @pytest.mark.parametrize("key", LEARNED, ids=label)
+    def test_is_trained_at_counts_that_it_can_give(self, key):
+        for grid in grids(key):
+            method = ready(key, grid)
+            assert method.training_counts(grid) and set(method.training_counts(grid)) <= set(method.reachable(grid))
+
+
 class TestReducers:
     @pytest.mark.parametrize(("key", "grid", "count"), cases(Reducer), ids=label)
     def test_keeps_the_budget_with_unique_anchors(self, key, grid, count, tokens_for):
         tokens = tokens_for(key, grid, batch=2)
-        reduction = make(*key).reduce(tokens, count)
+        reduction = ready(key, grid).reduce(tokens, count)
         slots = reduction.anchor.shape[1]
         used = torch.full((2,), slots) if reduction.count is None else reduction.count
         assert slots <= count and (used >= 1).all() and (COMPRESSORS[key].adaptive or (used == count).all())
@@ -176,36 +224,36 @@ class TestReducers:
     @pytest.mark.parametrize("key", of(Reducer), ids=label)
     def test_no_token_is_counted_twice(self, key, tokens_for):
         tokens = tokens_for(key, batch=2)
-        size = apply_size(make(*key).reduce(tokens, 5), tokens.size)
+        size = apply_size(ready(key).reduce(tokens, 5), tokens.size)
         assert (size.sum(-1) <= tokens.n + 1e-4).all() and (size >= 0).all()
 
     @pytest.mark.parametrize("key", of(Reducer), ids=label)
     def test_refuses_a_count_outside_the_tokens(self, key, tokens_for):
         for count in (0, 13, -1):
             with pytest.raises(ValueError, match=rf"{key[1]}: count {count} is outside 1\.\.12"):
-                make(*key).reduce(tokens_for(key), count)
+                ready(key).reduce(tokens_for(key), count)
 
     @pytest.mark.parametrize("count", [1, 5, 11])
     @pytest.mark.parametrize("key", of(Reducer), ids=label)
     def test_a_row_ignores_its_batch_mates(self, key, count, tokens_for):
         both = tokens_for(key, batch=3)
-        together = in_order(make(*key).reduce(both, count))
+        together = in_order(ready(key).reduce(both, count))
         for index in range(3):
-            alone = in_order(make(*key).reduce(row(both, index), count))
+            alone = in_order(ready(key).reduce(row(both, index), count))
             assert torch.equal(together.anchor[index], alone.anchor[0])
             expected = apply(alone, both.x[index : index + 1])[0]
             assert torch.allclose(apply(together, both.x)[index], expected, atol=1e-5)
 
     @pytest.mark.parametrize("key", of(Reducer), ids=label)
     def test_a_missing_signal_is_named(self, key, tokens_for):
-        method = make(*key)
+        method = ready(key)
         for kind in {signal.kind for signal in method.signals(ANY_DEPTH)}:
             with pytest.raises(MissingSignal, match=f"{key[1]}.*{kind}"):
                 method.reduce(without(tokens_for(key), kind), 5)
 
     @pytest.mark.parametrize("key", of(Reducer), ids=label)
     def test_a_signal_with_the_wrong_number_of_rows_is_named(self, key, tokens_for):
-        method, tokens = make(*key), tokens_for(key)
+        method, tokens = ready(key), tokens_for(key)
         for signal in method.signals(ANY_DEPTH):
             wrong = {**tokens.signals, signal.key: torch.zeros(1, 5, 5)}
             with pytest.raises(ValueError, match=rf"{key[1]}.*{signal.key}.*wanted 12 rows"):
@@ -214,12 +262,12 @@ class TestReducers:
     @pytest.mark.parametrize("key", of(Reducer), ids=label)
     def test_two_calls_agree(self, key, tokens_for):
         tokens = tokens_for(key, batch=2)
-        assert same(make(*key).reduce(tokens, 5), make(*key).reduce(tokens, 5))
+        assert same(ready(key).reduce(tokens, 5), ready(key).reduce(tokens, 5))
 
     @pytest.mark.parametrize("key", of(Reducer), ids=label)
     def test_reads_its_arguments_without_changing_them(self, key, tokens_for):
         tokens, untouched = tokens_for(key, batch=2), tokens_for(key, batch=2)
-        make(*key).reduce(tokens, 5)
+        ready(key).reduce(tokens, 5)
         assert torch.equal(tokens.x, untouched.x) and torch.equal(tokens.size, untouched.size)
         assert all(torch.equal(tokens.signals[kind], untouched.signals[kind]) for kind in untouched.signals)
 
@@ -227,7 +275,7 @@ class TestReducers:
     @pytest.mark.parametrize("key", of(Reducer), ids=label)
     def test_half_precision_gives_finite_tokens_of_that_type(self, key, dtype, tokens_for):
         tokens = tokens_for(key, batch=2, dtype=dtype)
-        reduction = make(*key).reduce(tokens, 5)
+        reduction = ready(key).reduce(tokens, 5)
         kept = apply(reduction, tokens.x)
         assert kept.dtype == dtype and kept.isfinite().all()
         assert reduction.weight is None or reduction.weight.dtype == torch.float32
@@ -237,25 +285,25 @@ class TestReducers:
         tokens = tokens_for(key, batch=2)
         flat = {kind: torch.full_like(value, 0.25) for kind, value in tokens.signals.items()}
         level = dataclasses.replace(tokens, x=torch.ones_like(tokens.x), signals=flat)
-        assert make(*key).reduce(level, 5).anchor.tolist() == [[0, 1, 2, 3, 4]] * 2
+        assert ready(key).reduce(level, 5).anchor.tolist() == [[0, 1, 2, 3, 4]] * 2
 
     @pytest.mark.parametrize("key", of(Reducer), ids=label)
     def test_zero_features_and_signals_break_nothing(self, key, tokens_for):
         tokens = tokens_for(key)
         zero = {kind: torch.zeros_like(value) for kind, value in tokens.signals.items()}
         nothing = dataclasses.replace(tokens, x=torch.zeros_like(tokens.x), signals=zero)
-        assert (apply(make(*key).reduce(nothing, 5), nothing.x) == 0).all()
+        assert (apply(ready(key).reduce(nothing, 5), nothing.x) == 0).all()
 
     @pytest.mark.parametrize("key", of(Reducer), ids=label)
     def test_flops_that_depend_on_the_width_of_keys_are_not_told_without_it(self, key):
-        method = make(*key)
+        method = ready(key)
         if method.flops(12, 5, 8, key_dim=6) != method.flops(12, 5, 8, key_dim=12):
             with pytest.raises(ValueError, match=f"{key[1]}: flops needs key_dim"):
                 method.flops(12, 5, 8)
 
     @pytest.mark.parametrize(("key", "grid", "count"), cases(Reducer), ids=label)
     def test_flops_are_those_of_its_matrix_products(self, key, grid, count, tokens_for, matrix_flops):
-        tokens, method = tokens_for(key, grid, batch=2), make(*key)
+        tokens, method = tokens_for(key, grid, batch=2), ready(key, grid)
         measured = matrix_flops(lambda: method.reduce(tokens, count)) / 2
         told = method.flops(tokens.n, count, tokens.x.shape[-1], key_dim=tokens.signals["keys"].shape[-1])
         assert told == pytest.approx(measured, rel=0.01)
@@ -265,7 +313,7 @@ class TestResamplers:
     @pytest.mark.parametrize(("key", "grid", "count"), cases(Resampler), ids=label)
     def test_gives_the_asked_number_of_finite_tokens(self, key, grid, count, tokens_for):
         tokens = tokens_for(key, grid, batch=2)
-        made = make(*key).resample(tokens, count)
+        made = ready(key, grid).resample(tokens, count)
         assert made.x.shape[:2] == made.position.shape == (2, count) and made.x.isfinite().all()
         assert ((made.position >= -1) & (made.position < tokens.n)).all()
         if COMPRESSORS[key].emits_grid:
@@ -274,16 +322,15 @@ class TestResamplers:
 
     @pytest.mark.parametrize("key", of(Resampler), ids=label)
     def test_refuses_a_count_that_is_not_reachable(self, key, tokens_for):
-        method = make(*key)
         for grid in grids(key):
-            total = grid[0] * grid[1] * grid[2]
+            method, total = ready(key, grid), grid[0] * grid[1] * grid[2]
             for count in (0, total + 1, *sorted(set(range(1, total + 1)) - set(method.reachable(grid)))[:2]):
                 with pytest.raises(ValueError, match=f"{key[1]}: count {count}"):
                     method.resample(tokens_for(key, grid), count)
 
     @pytest.mark.parametrize(("key", "grid", "count"), cases(Resampler), ids=label)
     def test_a_row_ignores_its_batch_mates_and_two_calls_agree(self, key, grid, count, tokens_for):
-        both, method = tokens_for(key, grid, batch=2), make(*key)
+        both, method = tokens_for(key, grid, batch=2), ready(key, grid)
         together = method.resample(both, count)
         assert same(together, method.resample(both, count))
         for index in range(2):
@@ -294,20 +341,21 @@ class TestResamplers:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     @pytest.mark.parametrize("key", of(Resampler), ids=label)
     def test_half_precision_gives_finite_tokens_of_that_type(self, key, dtype, tokens_for):
-        method, grid = make(*key), grids(key)[0]
+        grid = grids(key)[0]
+        method = ready(key, grid)
         made = method.resample(tokens_for(key, grid, dtype=dtype), method.reachable(grid)[0])
         assert made.x.dtype == dtype and made.x.isfinite().all()
 
     @pytest.mark.parametrize("key", of(Resampler), ids=label)
     def test_a_missing_signal_is_named(self, key, tokens_for):
-        method = make(*key)
+        method = ready(key)
         for kind in {signal.kind for signal in method.signals(ANY_DEPTH)}:
             with pytest.raises(MissingSignal, match=f"{key[1]}.*{kind}"):
                 method.resample(without(tokens_for(key), kind), method.reachable((1, 3, 4))[0])
 
     @pytest.mark.parametrize(("key", "grid", "count"), cases(Resampler), ids=label)
     def test_flops_are_those_of_its_matrix_products(self, key, grid, count, tokens_for, matrix_flops):
-        tokens, method = tokens_for(key, grid, batch=2), make(*key)
+        tokens, method = tokens_for(key, grid, batch=2), ready(key, grid)
         measured = matrix_flops(lambda: method.resample(tokens, count)) / 2
         told = method.flops(tokens.n, count, tokens.x.shape[-1], key_dim=tokens.signals["keys"].shape[-1])
         assert told == pytest.approx(measured, rel=0.01)
@@ -340,7 +388,7 @@ class TestKVReducers:
     @pytest.mark.parametrize("key", of(KVReducer), ids=label)
     def test_keeps_all_text_and_the_count_of_visual_entries(self, key, count, tiny_cache):
         cache = tiny_cache(batch=2)
-        reduction = make(*key).reduce(cache, count)
+        reduction = ready(key).reduce(cache, count)
         used = reduction.keep >= 0
         visual = cache.visual[reduction.keep.clamp(min=0)] & used  # (B, K, M)
         text = (~cache.visual)[reduction.keep.clamp(min=0)] & used
@@ -353,11 +401,11 @@ class TestKVReducers:
     def test_refuses_a_count_outside_the_visual_entries(self, key, tiny_cache):
         for count in (0, 13):
             with pytest.raises(ValueError, match=rf"{key[1]}: count {count} is outside 1\.\.12"):
-                make(*key).reduce(tiny_cache(), count)
+                ready(key).reduce(tiny_cache(), count)
 
     @pytest.mark.parametrize("key", of(KVReducer), ids=label)
     def test_a_row_ignores_its_batch_mates_and_two_calls_agree(self, key, tiny_cache):
-        both, method = tiny_cache(batch=3), make(*key)
+        both, method = tiny_cache(batch=3), ready(key)
         together = method.reduce(both, 5)
         assert same(together, method.reduce(both, 5))
         for index in range(3):
@@ -370,18 +418,18 @@ class TestKVReducers:
     @pytest.mark.parametrize("key", of(KVReducer), ids=label)
     def test_half_precision_gives_finite_entries_of_that_type(self, key, dtype, tiny_cache):
         cache = tiny_cache(dtype=dtype)
-        kept = apply_kv(make(*key).reduce(cache, 5), cache.keys)
+        kept = apply_kv(ready(key).reduce(cache, 5), cache.keys)
         assert kept.dtype == dtype and kept.isfinite().all()
 
     @pytest.mark.parametrize("key", of(KVReducer), ids=label)
     def test_a_missing_signal_is_named(self, key, tiny_cache):
-        for kind in {signal.kind for signal in make(*key).signals(ANY_DEPTH)}:
+        for kind in {signal.kind for signal in ready(key).signals(ANY_DEPTH)}:
             with pytest.raises(MissingSignal, match=f"{key[1]}.*{kind}"):
-                make(*key).reduce(without(tiny_cache(), kind), 5)
+                ready(key).reduce(without(tiny_cache(), kind), 5)
 
     @pytest.mark.parametrize("count", COUNTS)
     @pytest.mark.parametrize("key", of(KVReducer), ids=label)
     def test_flops_are_those_of_its_matrix_products(self, key, count, tiny_cache, matrix_flops):
-        cache, method = tiny_cache(batch=2, heads=3), make(*key)
+        cache, method = tiny_cache(batch=2, heads=3), ready(key)
         measured = matrix_flops(lambda: method.reduce(cache, count)) / 2
         assert method.flops(12, count, 4, heads=3, text=5) == pytest.approx(measured, rel=0.01)

@@ -1,0 +1,73 @@
+"""Random tokens with every signal in its shape: what a method is tried on, in tests and in timings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from foveate.compressors.base import ANY_DEPTH, Compressor
+from foveate.compressors.tokens import Grid, Tokens
+
+
+def random_tokens(
+    n: int = 12,
+    batch: int = 1,
+    dim: int = 8,
+    grid: Grid | None = None,
+    dtype: torch.dtype = torch.float32,
+    cls: bool = False,
+    seed: int = 0,
+    x: Tensor | None = None,
+    size: Tensor | None = None,
+    heads: int = 2,
+    key_dim: int = 6,
+    **signals: Tensor,
+) -> Tokens:
+    """Tokens with a random value of every kind of signal, softmax rows where a signal is attention.
+
+    Args:
+        n: tokens of a row.
+        batch: rows.
+        dim: features of a token.
+        grid: of the tokens; None = (1, 3, 4).
+        dtype: of features and signals.
+        cls: row 0 is CLS, so there are n - 1 patches.
+        seed: of all that is random.
+        x: (batch, n, dim) in place of random features.
+        size: (batch, n) in place of ones.
+        heads: of `cls_attention` and `last_query`.
+        key_dim: width of `keys` and `visual_keys`.
+        signals: in place of random ones.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def softmax(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator).softmax(-1)
+
+    every = {
+        "cls_attention": softmax(batch, heads, n),
+        "received_attention": softmax(batch, n),
+        "attention_map": softmax(batch, n, n),
+        "keys": torch.randn(batch, n, key_dim, generator=generator),
+        "visual_keys": torch.randn(batch, n, key_dim, generator=generator),
+        "text_similarity": torch.rand(batch, n, generator=generator) * 2 - 1,
+        "phrase_similarity": torch.rand(batch, 3, n, generator=generator) * 2 - 1,
+        "last_query": softmax(batch, heads, n),
+    }
+    features = torch.randn(batch, n, dim, generator=generator) if x is None else x
+    return Tokens(
+        x=features.to(dtype),
+        size=torch.ones(batch, n) if size is None else size,
+        position=(torch.arange(n) - int(cls)).expand(batch, n).contiguous(),
+        grid=(1, 3, 4) if grid is None else grid,
+        seed=torch.randint(-(2**62), 2**62, (batch,), generator=generator),
+        signals={kind: value.to(dtype) for kind, value in (every | signals).items()},
+    )
+
+
+def for_method(tokens: Tokens, method: Compressor) -> Tokens:
+    """The same with each signal that a method asks for also under the name it asks by, its tag included."""
+    asked = {signal.key: tokens.signals[signal.kind] for signal in method.signals(ANY_DEPTH)}
+    return replace(tokens, signals={**tokens.signals, **asked})
