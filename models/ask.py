@@ -12,6 +12,7 @@ from torch import Tensor
 from foveate.compressors.base import Compressor, Reducer
 from foveate.compressors.signals import Signal
 from foveate.models import signals as compute
+from foveate.models.decoder_signals import DECODER_KINDS
 from foveate.models.errors import HostError
 from foveate.models.ledger import decoder_signal_flops, encoder_signal_flops
 from foveate.models.prefill import Prefill
@@ -151,13 +152,13 @@ class Asker:
     def in_prefill(self, prefill: Prefill, compressor: Reducer, rows: Tensor, now: int) -> dict[str, Tensor]:
         """For a group of rows standing before layer `now` of the decoder."""
         decoder, out = self.host.decoder, {}
-        for layer, asked in compute.by_layer(compressor, decoder.depth, now, tuple(compute.DECODER_KINDS)).items():
+        for layer, asked in compute.by_layer(compressor, decoder.depth, now, tuple(DECODER_KINDS)).items():
             has_run = layer < now
             cache = prefill.caches[layer] if has_run else None
             stream = cache.stream if has_run else prefill.stream
             for kind in sorted({signal.kind for signal in asked}):
                 at = rows.to(decoder.devices[layer])
-                value = compute.DECODER_KINDS[kind](decoder, stream, cache, layer, at).to(rows.device)
+                value = DECODER_KINDS[kind](decoder, stream, cache, layer, at).to(rows.device)
                 for row in rows.tolist():
                     n, visual = int(stream.length[row]), int(stream.n[row])
                     flops = decoder_signal_flops(self.host.shape.decoder, kind, n, visual, has_run)

@@ -23,8 +23,9 @@ import numpy as np
 import torch
 
 from foveate.compressors.base import Grid
+from foveate.models.decoder_signals import last_state_attention
 from foveate.models.ledger import encoder_signal_flops, last_query_flops
-from foveate.models.signals import last_state_attention, numbers, read
+from foveate.models.signals import numbers, read
 from foveate.models.visual import VisualState
 from foveate.plans.cost import lm_head
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from foveate.compressors.base import STAGES, Compressor, Grid
 from foveate.models import ledger as charge
 from foveate.models.acting import hook_of
+from foveate.models.decoder_signals import DECODER_KINDS
 from foveate.models.errors import BadInput, HostError
 from foveate.models.inputs import PromptShape
 from foveate.models.ledger import Ledger
 from foveate.models.prompt import joined
-from foveate.models.signals import ATTENTION_KINDS, DECODER_KINDS, by_layer
+from foveate.models.signals import ATTENTION_KINDS, by_layer
 from foveate.models.visual import check_grid
 from foveate.plans.plan import Plan, keep_count
 

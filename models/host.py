@@ -16,11 +16,11 @@ from foveate.compressors.base import Compressor, Grid, InputKnob, KVReducer, Red
 from foveate.compressors.learned import Learned, Projector, Widths, no_weights
 from foveate.compressors.registry import COMPRESSORS, make
 from foveate.models.decoder import Decoder
+from foveate.models.decoder_signals import DECODER_KINDS
 from foveate.models.errors import CountMismatch, HostError
 from foveate.models.fingerprint import fingerprint
 from foveate.models.inputs import Framed, Inputs, Pictures, PromptShape, Row, View
 from foveate.models.placing import device_of
-from foveate.models.signals import DECODER_KINDS
 from foveate.models.text_tower import TextTower
 from foveate.models.tower import Tower
 from foveate.models.visual import VisualState

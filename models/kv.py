@@ -10,9 +10,9 @@ from torch import Tensor
 
 from foveate.compressors.base import KVCache, KVReducer, KVReduction, apply_kv
 from foveate.models.decoder import LayerCache
+from foveate.models.decoder_signals import accumulated_attention
 from foveate.models.errors import CountMismatch, HostError
 from foveate.models.ledger import accumulated_flops, method_flops
-from foveate.models.signals import accumulated_attention
 from foveate.models.visual import groups
 from foveate.plans.plan import keep_count
 

@@ -13,10 +13,10 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
 from foveate.compressors.base import Reducer, Reduction
 from foveate.models.decoder import Continuation, Decoder
+from foveate.models.decoder_signals import accumulated_attention, last_query, last_state_attention
 from foveate.models.inputs import Framed, Row, View
 from foveate.models.prefill import Cut, Prefill
 from foveate.models.prompt import embed_prompts, joined
-from foveate.models.signals import accumulated_attention, last_query, last_state_attention
 from foveate.models.visual import VisualState, carried, leaving, stack
 
 pytestmark = pytest.mark.fast

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from foveate.models.decoder_signals import last_query
 from foveate.models.features import TOKEN_FEATURES, feature_flops, reveal
-from foveate.models.signals import last_query
 
 pytestmark = pytest.mark.fast
 
