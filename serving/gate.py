@@ -62,6 +62,7 @@ class Record:
         layers: visual tokens in each decoder layer.
         kept: (grid, positions) of the visual tokens in the last decoder layer; None where that is not known.
         seconds: what deciding took, features included, shared equally by the rows of a call.
+        why: of an unsupported request, what the gate could not take, in one line.
     """
 
     plan: Plan
@@ -72,6 +73,7 @@ class Record:
     layers: tuple[int, ...] = ()
     kept: tuple[tuple[int, int, int], tuple[int, ...]] | None = field(default=None, repr=False)
     seconds: float = 0.0
+    why: str = ""
 
     @property
     def share(self) -> float:
@@ -94,8 +96,9 @@ class Gate:
     model alone would not raise. Where `max_flops` is set, such a row gets the mildest plan within it, unless what has
     run cannot be trusted (NaN, an exception) or no plan is within it: then the answer comes first.
 
-    `generate` covers greedy decoding: of `images` and `questions` on every family; of what the processor returns on
-    LLaVA-1.5 with one picture a row. Any other call goes to the model as it came and counts as "unsupported".
+    `generate` covers greedy decoding: of `images` and `questions`, or of what the family's processor returns, one
+    picture a row or several. Any other call goes to the model as it came, before anything has run, and counts as
+    "unsupported"; `Record.why` says what the gate could not take.
 
     Args:
         model: an HF model of a family in `foveate.models.families`, or a host that `load_host` opened.
@@ -151,8 +154,9 @@ class Gate:
 
         Args:
             inputs: input_ids, as `generate` takes them by position.
-            arguments: what the processor returns (input_ids, pixel_values, attention_mask) or `images` and `questions`
-                (one picture, or a sequence of them, and one question each); and settings of `generate`.
+            arguments: what the processor returns (input_ids, attention_mask, pixel_values and what its family has
+                beside them) or `images` and `questions` (one picture, or a sequence of them, and one question each);
+                and settings of `generate`.
         Raises:
             BadInput: `images` or `questions` that cannot be put to the model.
             Exception: what the model itself raises on such a call.
@@ -160,11 +164,10 @@ class Gate:
         if inputs is not None:
             arguments["input_ids"] = inputs
         images, questions = arguments.pop("images", None), arguments.pop("questions", None)
-        if images is not None or questions is not None:
-            arguments = {**(as_tensors(self.host, images or (), questions or ()) or {}), **arguments}
+        pictured = images is not None or questions is not None
         try:
-            if images is not None or questions is not None:
-                request = from_pictures(self.host, images, questions, arguments)
+            if pictured:
+                request = from_pictures(self.host, images or (), questions or (), arguments)
             else:
                 request = from_tensors(self.host, arguments)
         except Exception as reason:  # whatever it is, it is the model's to answer or to refuse
@@ -172,11 +175,12 @@ class Gate:
             _log.log(
                 logging.INFO if known else logging.WARNING, "gate: left to the model: %s", reason, exc_info=not known
             )
-            if "input_ids" not in arguments:  # pictures and questions of a family whose own inputs are not known here
-                raise
+            if pictured:  # raises what is wrong with them
+                arguments = {**as_tensors(self.host, images or (), questions or ()), **arguments}
             ids = self._plain(**arguments)
-            given = arguments.get("input_ids")
-            self._note([Record(UNCOMPRESSED, "unsupported")] * (len(given) if isinstance(given, Tensor) else 1))
+            given, why = arguments.get("input_ids"), " ".join(str(reason).split())
+            rows = len(given) if isinstance(given, Tensor) else 1
+            self._note([Record(UNCOMPRESSED, "unsupported", why=why)] * rows)
             return ids
         answers = self._answered(request)
         longest = max(map(len, answers))
@@ -262,10 +266,6 @@ class Gate:
     def _own_answer(self, row: Row, max_new_tokens: int) -> list[int]:
         """Token ids that the model itself answers with."""
         inputs = tensors(self.host, [row])
-        if inputs is None:  # a family whose own inputs cannot be told from a row: its untouched pass says the same
-            p = Pass(self.host, [row])
-            p.decode(max_new_tokens=max_new_tokens)
-            return p.generated[0]
         out = self._plain(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
         return out[0, inputs["input_ids"].shape[1] :].tolist()
 

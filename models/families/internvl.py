@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from transformers import InternVLForConditionalGeneration
 
 from foveate.compressors.base import Grid
 from foveate.models.decoder import Decoder, check_decoder
-from foveate.models.errors import UnsupportedModel
+from foveate.models.errors import BadInput, UnsupportedModel
 from foveate.models.families.shuffle import ShuffleHost, TiledInputs, folded, in_units, shape_of
+from foveate.models.inputs import Framed, Row
+from foveate.models.tensors import Tensors, runs
 from foveate.models.tower import Tower
 
 
@@ -90,12 +93,39 @@ class InternVLTower(Tower):
         return folded(kind, value, grid, self.side)
 
 
+class InternVLTensors(Tensors):
+    """Pixels (views of all pictures, 3, H, W); the prompt says how many views each picture has."""
+
+    overview = -1
+
+    def of(self, rows: Sequence[Row], ids: Tensor) -> dict[str, Tensor]:
+        """See `Tensors.of`."""
+        return {"pixel_values": self.inputs.pixels([view for row in rows for view in row.views])}
+
+    def pictures(self, prompts: Sequence[Sequence[int]], given: Mapping[str, Any]) -> list[list[Framed]]:
+        """See `Tensors.pictures`; a picture's own size is not known."""
+        values, (_, h, w) = self.tensor(given, "pixel_values", 4), self.inputs.grid
+        size = (h * self.inputs.unit, w * self.inputs.unit)
+        if tuple(values.shape[1:]) != (3, *size):
+            raise BadInput(f"pixel_values: views of {tuple(values.shape[1:])}, the model's are {(3, *size)}")
+        counts = [[-(-len(run) // (h * w)) for run in runs(prompt, self.token)] for prompt in prompts]
+        if sum(map(sum, counts)) != len(values):
+            raise BadInput(f"pixel_values: {len(values)} views, the prompts show {sum(map(sum, counts))}")
+        views = iter(self.whole(values))
+        return [
+            [self.inputs.told(*self.inputs.written([next(views) for _ in range(n)]), size) for n in each]
+            for each in counts
+        ]
+
+
 class InternVLInputs(TiledInputs):
     """Tiles of the arrangement whose shape is nearest to the picture's, then the whole picture as one more.
 
     Args:
         processor, image_token_id, side, patch: see `TiledInputs`.
     """
+
+    tensors = InternVLTensors
 
     def __init__(self, processor: Any, image_token_id: int, side: int, patch: int) -> None:
         size = processor.image_processor.size
@@ -107,6 +137,10 @@ class InternVLInputs(TiledInputs):
         settings = {"crop_to_patches": True, "do_rescale": False, "do_normalize": False}  # the processor's own default
         done = self.processor.image_processor([rgb], input_data_format="channels_last", **settings)
         views = [np.asarray(each).transpose(1, 2, 0) for each in done["pixel_values"]]
+        return self.written(views)
+
+    def written(self, views: list[np.ndarray]) -> tuple[list[np.ndarray], str]:
+        """Pixels of a picture's views, with the text in the picture's place."""
         n = self.grid[1] * self.grid[2]
         return views, f"{self.start}{self.image_token * (n * len(views))}{self.end}"
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from foveate.compressors.base import Grid
 from foveate.models.decoder import BY_THREE, Decoder, check_decoder
 from foveate.models.errors import BadInput, UnsupportedModel
-from foveate.models.families.qwen_tower import QwenTower
+from foveate.models.families.qwen_tower import QwenTower, patches_of
 from foveate.models.host import Host
-from foveate.models.inputs import Framed, Inputs, View, one_view, resized
+from foveate.models.inputs import Framed, Inputs, Row, View, one_view, resized
+from foveate.models.tensors import Tensors
 from foveate.plans.cost import HostShape, ViTShape
 
 LONGEST_SIDE = 200
@@ -43,6 +45,52 @@ def framed_size(height: int, width: int, unit: int, least: int, most: int) -> tu
     return tall, wide
 
 
+class QwenTensors(Tensors):
+    """Patches (all of all pictures, 3 * frames * patch * patch), the pictures' grids of patches, and which ids are
+    picture: without the last the model numbers pictures like words."""
+
+    names = Tensors.names | {"image_grid_thw", "mm_token_type_ids"}
+
+    def of(self, rows: Sequence[Row], ids: Tensor) -> dict[str, Tensor]:
+        """See `Tensors.of`."""
+        how = self.inputs.processor.image_processor
+        views, side = [view for row in rows for view in row.views], how.merge_size
+        patches = [
+            patches_of(self.inputs.pixels([view]), how.patch_size, side, how.temporal_patch_size)[0] for view in views
+        ]
+        return {
+            "pixel_values": torch.cat(patches),
+            "image_grid_thw": torch.tensor([(t, side * h, side * w) for t, h, w in (view.grid for view in views)]),
+            "mm_token_type_ids": (ids == self.token).int(),
+        }
+
+    def pictures(self, prompts: Sequence[Sequence[int]], given: Mapping[str, Any]) -> list[list[Framed]]:
+        """See `Tensors.pictures`."""
+        how, values = self.inputs.processor.image_processor, self.tensor(given, "pixel_values", 2)
+        grids, kinds = self.tensor(given, "image_grid_thw", 2).tolist(), self.tensor(given, "mm_token_type_ids", 2)
+        if not torch.equal(kinds.bool(), (given["input_ids"] == self.token).to(kinds.device)):
+            raise BadInput("mm_token_type_ids: does not mark the image tokens")
+        side, patch, frames = how.merge_size, how.patch_size, how.temporal_patch_size
+        sizes = [t * h * w for t, h, w in grids]
+        if any(t != 1 or h % side or w % side for t, h, w in grids) or sum(sizes) != len(values):
+            raise BadInput(
+                f"image_grid_thw {grids}: no still pictures in units of {side} x {side}, {len(values)} patches"
+            )
+        if values.shape[1] != 3 * frames * patch**2:
+            raise BadInput(
+                f"pixel_values: patches of {values.shape[1]} values, the model's have {3 * frames * patch**2}"
+            )
+        made = []
+        for (_, h, w), patches in zip(grids, values.split(sizes), strict=True):
+            split = patches.reshape(h // side, w // side, side, side, 3, frames, patch, patch)
+            if not torch.equal(split[:, :, :, :, :, :1].expand_as(split), split):
+                raise BadInput("pixel_values: the frames of a still picture differ")
+            pixels = split[:, :, :, :, :, 0].permute(4, 0, 2, 5, 1, 3, 6).reshape(3, h * patch, w * patch)
+            view = View(self.whole(pixels), (1, h // side, w // side))
+            made.append(one_view(view, self.token, view.pixels.shape[:2]))
+        return self.dealt(prompts, made)
+
+
 class QwenInputs(Inputs):
     """Pictures of one view at (nearly) their own size, one token for each square of `unit` pixels.
 
@@ -52,6 +100,8 @@ class QwenInputs(Inputs):
         video_token_id: refused in questions, as it would be read as one more picture.
         unit: pixels along a token's side.
     """
+
+    tensors = QwenTensors
 
     def __init__(self, processor: Any, image_token_id: int, video_token_id: int, unit: int) -> None:
         super().__init__(processor, image_token_id)

@@ -73,6 +73,10 @@ class TiledInputs(Inputs):
     def framed(self, rgb: np.ndarray) -> Framed:
         """See `Inputs.framed`. Raises: HostError where markers and tokens do not match."""
         pixels, text = self.cut(rgb)
+        return self.told(pixels, text, rgb.shape[:2])
+
+    def told(self, pixels: Sequence[np.ndarray], text: str, size: tuple[int, int]) -> Framed:
+        """A picture of (height, width) `size` from what `cut` gives. Raises: HostError, see `framed`."""
         views = tuple(View(each, self.grid) for each in pixels)
         ids = np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         seen = ids == self.image_token_id
@@ -81,7 +85,7 @@ class TiledInputs(Inputs):
         view, position = np.full(len(ids), -1), np.full(len(ids), TEXT)
         view[seen] = np.repeat(np.arange(len(views)), views[0].n)
         position[seen] = np.tile(np.arange(views[0].n), len(views))
-        return Framed(views, tuple(ids.tolist()), view, position, rgb.shape[:2])
+        return Framed(views, tuple(ids.tolist()), view, position, size)
 
     def refit(self, picture: Framed, grids: Sequence[Grid]) -> Framed:
         """See `Inputs.refit`: each view's run of markers is as long as its new grid is large.

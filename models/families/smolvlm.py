@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from transformers import Idefics3ForConditionalGeneration, SmolVLMForConditional
 
 from foveate.compressors.base import Grid
 from foveate.models.decoder import Decoder, check_decoder
-from foveate.models.errors import UnsupportedModel
+from foveate.models.errors import BadInput, UnsupportedModel
 from foveate.models.families.shuffle import ShuffleHost, TiledInputs, folded, in_units, shape_of
+from foveate.models.inputs import Framed, Row
+from foveate.models.tensors import Tensors, apart
 from foveate.models.vit import VisionTower
 
 
@@ -44,12 +47,67 @@ class SmolVLMTower(VisionTower):
         return folded(kind, value, grid, self.side)
 
 
+class SmolVLMTensors(Tensors):
+    """Pixels (rows, most views, 3, H, W), blank behind a row's own views, and which pixels are no padding."""
+
+    names = Tensors.names | {"pixel_attention_mask"}
+    overview = -1
+
+    def of(self, rows: Sequence[Row], ids: Tensor) -> dict[str, Tensor]:
+        """See `Tensors.of`."""
+        pixels = apart([list(self.inputs.pixels(row.views)) for row in rows])
+        shown = torch.tensor([[i < len(row.views) for i in range(pixels.shape[1])] for row in rows])
+        mask = shown[:, :, None, None].expand(-1, -1, *pixels.shape[-2:])
+        return {"pixel_values": pixels, "pixel_attention_mask": mask.long()}
+
+    def pictures(self, prompts: Sequence[Sequence[int]], given: Mapping[str, Any]) -> list[list[Framed]]:
+        """See `Tensors.pictures`; a picture's own size is not known."""
+        values, mask = self.tensor(given, "pixel_values", 5), given.get("pixel_attention_mask")
+        (_, h, w), unit = self.inputs.grid, self.inputs.unit
+        if tuple(values.shape[2:]) != (3, h * unit, w * unit) or len(values) != len(prompts):
+            wanted = (len(prompts), "views", 3, h * unit, w * unit)
+            raise BadInput(f"pixel_values {tuple(values.shape)}: the model's are {wanted}")
+        blank, out = (values == 0).flatten(2).all(2), []
+        for number, prompt in enumerate(prompts):
+            n = prompt.count(self.token) // (h * w)
+            if n > values.shape[1] or blank[number, :n].any() or not blank[number, n:].all():
+                raise BadInput(f"row {number}: its prompt shows {n} views, pixel_values has others")
+            if mask is not None and not mask[number, :n].bool().all():
+                raise BadInput(
+                    f"row {number}: pixel_attention_mask leaves out a part of a view; this host's views are whole"
+                )
+            out.append(self._row(prompt, list(self.whole(values[number, :n])), number) if n else [])
+        return out
+
+    def _row(self, prompt: Sequence[int], pixels: list[np.ndarray], number: int) -> list[Framed]:
+        """A row's pictures, by the tiles that its prompt names."""
+        found, at, size = [], 0, pixels[0].shape[:2]
+        while pixels:
+            begin = prompt.index(self.token, at)
+            for rows, columns in self.inputs.arrangements(len(pixels)):
+                views = pixels[: rows * columns + 1]
+                picture = self.inputs.told(views, self.inputs.text_of(rows, columns), size)
+                first = begin - picture.ids.index(self.token)
+                at = first + len(picture.ids)
+                if tuple(prompt[max(0, first) : at]) == picture.ids:
+                    break
+            else:
+                raise BadInput(
+                    f"row {number}: picture {len(found)} is in no arrangement that this model's processor makes"
+                )
+            found.append(picture)
+            pixels = pixels[len(views) :]
+        return found
+
+
 class SmolVLMInputs(TiledInputs):
     """Tiles of the enlarged picture row by row, then all of it as one more; a small picture is that last view alone.
 
     Args:
         processor, image_token_id, side, patch: see `TiledInputs`.
     """
+
+    tensors = SmolVLMTensors
 
     def __init__(self, processor: Any, image_token_id: int, side: int, patch: int) -> None:
         edge = processor.image_processor.max_image_size["longest_edge"]
@@ -64,6 +122,13 @@ class SmolVLMInputs(TiledInputs):
         done = self.processor.image_processor([rgb], input_data_format="channels_last", **settings)
         views = [np.asarray(each).transpose(1, 2, 0) for each in done["pixel_values"][0]]
         return views, self.text_of(int(done["rows"][0][0]), int(done["cols"][0][0]))
+
+    def arrangements(self, views: int) -> list[tuple[int, int]]:
+        """Rows and columns of tiles that a picture of at most so many views can have; (0, 0) = its last view alone."""
+        how, edge = self.processor.image_processor, self.grid[1] * self.unit
+        most = -(-max(how.size["longest_edge"], edge) // edge)
+        tiled = [(r, c) for r in range(1, most + 1) for c in range(1, most + 1) if r * c < views]
+        return [(0, 0), *tiled]
 
     def text_of(self, rows: int, columns: int) -> str:
         """The text in a picture's place: each tile behind its row and column, the whole picture in the end."""

@@ -170,11 +170,16 @@ class TestLeftToTheModel:
         assert torch.equal(got, host.model.generate(input_ids=ids, max_new_tokens=3))
         assert gate.counters["unsupported"] == 1
 
-    def test_two_pictures_in_a_row(self, host, make_artefact, batch):
+    def test_a_picture_that_no_prompt_shows(self, host, make_artefact, batch):
         gate, processor = Gate(host, None, make_artefact(ZIP)), host.inputs.processor
-        both = dict(processor(images=batch[0][:2], text="<image> <image> what is this ?", return_tensors="pt"))
-        assert torch.equal(gate.generate(**both, max_new_tokens=3), host.model.generate(**both, max_new_tokens=3))
-        assert gate.counters["unsupported"] == 1
+        made = dict(processor(images=batch[0][:1], text="<image> what is this ?", return_tensors="pt"))
+        ids, mask = made["input_ids"].repeat(2, 1), made["attention_mask"].repeat(2, 1)
+        with pytest.raises(ValueError, match="mage"):  # of the model: two prompts, one picture
+            gate.generate(input_ids=ids, attention_mask=mask, pixel_values=made["pixel_values"], max_new_tokens=3)
+        twice = made["pixel_values"].repeat(2, 1, 1, 1)
+        with pytest.raises(ValueError, match="mage"):
+            gate.generate(**made | {"pixel_values": twice}, max_new_tokens=3)
+        assert gate.counters == {}
 
     def test_pixels_that_are_no_picture(self, host, make_artefact, inputs):
         gate = Gate(host, None, make_artefact(ZIP))
