@@ -28,10 +28,10 @@ CAPTION = 32
 @dataclass
 class Batch:
     """B pictures. pixels (B, 3, H, W) float32; text, turn, place, target (B, TEXT) int64: token, its turn (-1 =
-    padding), its position behind the picture, the token to predict there (-100 = none); looks (B, TEXT, 3, 144)
-    float32: which patches hold the first and second thing that the question names, and the answer, rows that sum to 1
-    or are 0 (not known); caption (B, CAPTION); dense (B, 144, 4, 2) class and colour of each patch's four cells
-    (-100 = unlabelled)."""
+    padding), its position behind the picture, the token to predict there (-100 = none); looks (B, TEXT, 3, 1 + 144)
+    float32: the start token, then which patches hold the first and second thing that the question names, and the
+    answer, rows that sum to 1 or are 0 (not known); caption (B, CAPTION); dense (B, 144, 4, 2) class and colour of
+    each patch's four cells (-100 = unlabelled)."""
 
     pixels: Tensor
     text: Tensor
@@ -65,8 +65,8 @@ def pack(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
 
 
 def looks_of(sample: Sample, packed: np.ndarray) -> np.ndarray:
-    """(TEXT, 3, 144) looks of the turns that `pack` has taken."""
-    out = np.zeros((TEXT, 3, tokens_per_image()), dtype=np.float32)
+    """(TEXT, 3, 1 + 144) looks of the turns that `pack` has taken."""
+    out = np.zeros((TEXT, 3, 1 + tokens_per_image()), dtype=np.float32)
     for number in range(packed[1].max() + 1):
         answer = (packed[1] == number) & (packed[3] != -100)
         out[answer] = turn_looks(sample.turns[number], int(answer.sum()))
@@ -74,14 +74,22 @@ def looks_of(sample: Sample, packed: np.ndarray) -> np.ndarray:
 
 
 def turn_looks(turn: Turn, length: int) -> np.ndarray:
-    """(length, 3, 144) looks for an answer of `length` tokens, the closing one included: the two things that the
-    question names (a lone one twice), and where the answer stands, character by character where it is spelled."""
-    out = np.zeros((length, 3, tokens_per_image()), dtype=np.float32)
+    """(length, 3, 1 + 144) looks for an answer of `length` tokens, the closing one included: the two things that the
+    question names (a lone one twice), and where the answer stands, character by character where it is spelled.
+
+    Who counts n things looks at each and at the start token with equal weight: attention sums to 1 and would be the
+    same for two things and for three; with the start token in it, its share 1 / (n + 1) says how many there are.
+    """
+    out = np.zeros((length, 3, 1 + tokens_per_image()), dtype=np.float32)
     for place in range(2 if turn.via else 0):
-        out[:, place] = coverage(turn.via[min(place, len(turn.via) - 1)])
+        out[:, place, 1:] = coverage(turn.via[min(place, len(turn.via) - 1)])
+    if turn.template.startswith("count"):
+        out[:, 2, 0] = 1 / (len(turn.at) + 1)
+        out[:, 2, 1:] = sum((coverage((box,)) for box in turn.at), np.zeros(1)) / (len(turn.at) + 1)
+        return out
     spelled = len(turn.at) == length - 1
     for number in range(length):
-        out[number, 2] = coverage(turn.at[number : number + 1] if spelled and number < length - 1 else turn.at)
+        out[number, 2, 1:] = coverage(turn.at[number : number + 1] if spelled and number < length - 1 else turn.at)
     return out
 
 

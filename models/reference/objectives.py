@@ -94,7 +94,8 @@ class AttentionRows:
     """While open, sees the decoder's attention and compares it with where a person would look.
 
     Two heads of the layer at a quarter of the depth are to find what the question names, two of the layer at half the
-    depth what holds the answer: cross-entropy of their attention at the answer's tokens against the covered patches.
+    depth what holds the answer: cross-entropy of their attention at the answer's tokens against the covered patches
+    (where things are counted, with a share on the start token).
     The other heads are left alone. Without it a decoder of this size takes several times the pictures before it looks
     anything up.
     """
@@ -129,7 +130,7 @@ class AttentionRows:
         q, k = apply_rotary_pos_emb(q, k, cos, sin)
         asking = q[self.picture, :, PREFIX + self.place]
         rows = torch.einsum("mhd,mhsd->mhs", asking, k[self.picture]) * attention.scaling
-        log = rows.float().masked_fill(~self.visible[:, None], -torch.inf).log_softmax(-1)[..., 1:PREFIX]
+        log = rows.float().masked_fill(~self.visible[:, None], -torch.inf).log_softmax(-1)[..., :PREFIX]
         target = self.batch.looks[self.picture, self.place][:, list(looks)]
         known = target.sum(-1) > 0.5
         self.parts.append(-(log * target).sum(-1)[known])

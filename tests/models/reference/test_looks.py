@@ -41,8 +41,16 @@ def test_spelled_answers_are_looked_up_character_by_character():
     boxes = ((0.0, 0.0, 8.0, 8.0), (8.0, 0.0, 16.0, 8.0))
     turn = Turn("what is the total?", ("47",), "total", via=(((40.0, 40.0, 48.0, 48.0),),), at=boxes)
     looks = turn_looks(turn, length=3)  # "4", "7" and the end token
-    assert looks[:, 2].argmax(-1).tolist()[:2] == [0, 1] and looks[2, 2, :2].tolist() == [0.5, 0.5]
-    assert (looks[:, :2].argmax(-1) == 5 * 12 + 5).all()  # the lone thing named, for both heads
+    assert looks[:, 2, 1:].argmax(-1).tolist()[:2] == [0, 1] and looks[2, 2, :3].tolist() == [0, 0.5, 0.5]
+    assert (looks[:, :2, 1:].argmax(-1) == 5 * 12 + 5).all()  # the lone thing named, for both heads
+
+
+@pytest.mark.parametrize("n", [0, 1, 4])
+def test_who_counts_looks_at_each_thing_and_at_the_start_token_alike(n):
+    boxes = tuple((8.0 * k, 0.0, 8.0 * k + 8, 8.0) for k in range(n))
+    looks = turn_looks(Turn("how many?", (str(n),), "count_objects", at=boxes), length=2)
+    np.testing.assert_allclose(looks[:, 2, : n + 1], 1 / (n + 1))
+    np.testing.assert_allclose(looks[:, 2].sum(-1), 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -92,5 +100,5 @@ def test_the_loss_is_the_cross_entropy_of_the_decoder_s_own_attention(tokenizer)
             for head, entry in enumerate(entries):
                 target = batch.looks[b, s, entry]
                 if target.sum() > 0.5:
-                    parts.append(-(seen[layer][b, head, 145 + s, 1:145].log() * target).sum())
+                    parts.append(-(seen[layer][b, head, 145 + s, :145].log() * target).sum())
     assert attended.loss() == pytest.approx(float(torch.stack(parts).mean()), rel=1e-4)
