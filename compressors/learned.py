@@ -16,6 +16,8 @@ from foveate.compressors.tokens import Grid
 Projector = tuple[tuple[Tensor, Tensor], ...]
 """(weight, bias) of each matrix of a host's own projector, with GELU between them; () = it is built otherwise."""
 
+DISTILLED = "foveate distill METHOD --model MODEL"
+
 TRAINING_RATIOS = (1 / 16, 1 / 9, 1 / 4, 1 / 2)
 """Keep ratios at which an elastic method is trained, unless it says otherwise."""
 
@@ -30,6 +32,7 @@ class Widths:
         text: width of the space in which the text tower compares question and tokens; 0 without one.
         encoder_depth, decoder_depth: blocks and layers that run.
         grid: (T, H, W) of the tokens of a usual view.
+        heads, kv_heads: of one decoder layer.
     """
 
     visual: int
@@ -38,15 +41,17 @@ class Widths:
     encoder_depth: int
     decoder_depth: int
     grid: Grid
+    heads: int = 1
+    kv_heads: int = 1
 
 
 class MissingWeights(ValueError):
     """A learned method was asked to act without a network; the message names the command that makes one."""
 
 
-def no_weights(name: str) -> str:
+def no_weights(method: type[Learned] | Learned) -> str:
     """What is said of a learned method without weights."""
-    return f"{name}: has no weights for this host; `foveate distill METHOD --model MODEL` makes them"
+    return f"{method.name}: has no weights for this host; `{method.made_by}` makes them"
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Learned(Compressor):
 
     Class attributes:
         rate: peak learning rate in training.
+        made_by: the command that makes its weights; one that is not distilled names another.
 
     Args:
         network: trained weights, as `build` shapes them.
@@ -65,6 +71,7 @@ class Learned(Compressor):
 
     learned = True
     rate: ClassVar[float] = 1e-3
+    made_by: ClassVar[str] = DISTILLED
 
     network: nn.Module | None = field(default=None, compare=False, repr=False, kw_only=True)
 
@@ -88,7 +95,7 @@ class Learned(Compressor):
     def loaded(self) -> Any:
         """The network. Raises: MissingWeights."""
         if self.network is None:
-            raise MissingWeights(no_weights(self.name))
+            raise MissingWeights(no_weights(self))
         return self.network
 
     def run(self, *arguments: Any) -> Tensor:

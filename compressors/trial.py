@@ -38,7 +38,7 @@ def random_tokens(
         x: (batch, n, dim) in place of random features.
         size: (batch, n) in place of ones.
         heads: of `cls_attention` and `last_query`.
-        key_dim: width of `keys` and `visual_keys`.
+        key_dim: width of `keys`, `visual_keys` and `features`.
         signals: in place of random ones.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -52,6 +52,8 @@ def random_tokens(
         "attention_map": softmax(batch, n, n),
         "keys": torch.randn(batch, n, key_dim, generator=generator),
         "visual_keys": torch.randn(batch, n, key_dim, generator=generator),
+        "block_states": torch.randn(batch, n, dim, generator=torch.Generator().manual_seed(seed + 2)),
+        "features": torch.randn(batch, n, key_dim, generator=torch.Generator().manual_seed(seed + 1)),
         "text_similarity": torch.rand(batch, n, generator=generator) * 2 - 1,
         "phrase_similarity": torch.rand(batch, 3, n, generator=generator) * 2 - 1,
         "last_query": softmax(batch, heads, n),

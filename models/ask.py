@@ -22,6 +22,10 @@ from foveate.models.visual import carry_signal, groups
 if TYPE_CHECKING:
     from foveate.models.passes import Pass
 
+STATES = "block_states"
+BEHIND_TOWER = (*compute.ATTENTION_KINDS, STATES)
+"""Kinds that are read in a block of the tower by methods standing behind it."""
+
 Trace = tuple[EncoderGroup, int]
 """Where a view went through the tower: its group behind the last block, and its number there."""
 
@@ -71,7 +75,7 @@ class Asker:
         """For a group of views behind the tower, whose features before the projector are x (b, n, D)."""
         depth, out = self.host.tower.depth, {}
         with_cls = compressor.takes_cls and self.host.tower.hands_cls
-        for block, asked in compute.by_layer(compressor, depth, depth - 1, compute.ATTENTION_KINDS).items():
+        for block, asked in compute.by_layer(compressor, depth, depth - 1, BEHIND_TOWER).items():
             out |= self.of_block(views, block, asked, stage, with_cls)
         out |= {signal.key: x for signal in compressor.signals(depth) if signal.kind == "features"}
         return out | self.text(compressor, views, x, stage)
@@ -97,6 +101,11 @@ class Asker:
         tower, group = self.host.tower, self.of.traces[views[0]][0]
         index = torch.tensor([self.of.traces[view][1] for view in views], device=group.x.device)
         kept, history, out = group.inputs[block].at(index), group.history.at(index), {}
+        if states := [signal.key for signal in asked if signal.kind == STATES]:
+            out |= dict.fromkeys(states, self._states(group, index, block, with_cls))
+        asked = [signal for signal in asked if signal.kind != STATES]
+        if not asked:
+            return out
         kinds, grid = sorted({signal.kind for signal in asked}), group.riders.grid
         q, k = compute.tower_attention(tower, block, kept, kinds, grid)
         self.charge(views, stage, encoder_signal_flops(self.host.shape.vit, kinds, kept.x.shape[1], False))
@@ -106,6 +115,13 @@ class Asker:
             axis = 1 if signal.kind == "keys" else -1
             out[signal.key] = torch.cat([cls, value], dim=axis) if with_cls else value
         return out
+
+    def _states(self, group: EncoderGroup, index: Tensor, block: int, with_cls: bool) -> Tensor:
+        """What a block made of the tokens that left the tower, (b, n, merge * C): kept anyway, so free of charge."""
+        tower, x = self.host.tower, self.host.tower.behind(group, block)[index]
+        value = tower.tokens(x[:, tower.first :], group.riders.grid)
+        value = carry_signal(STATES, value, group.history.at(index).since(block + 1))
+        return torch.cat([x[:, : tower.first], value], dim=1) if with_cls else value
 
     def cls_attention(self, view: int, stage: str) -> np.ndarray:
         """(n,) float32: attention of CLS in the last block on a view's tokens behind the tower, mean over heads.

@@ -131,7 +131,8 @@ class Host(ABC):
         self.parts()
         self.device = device_of(self.decoder.model.embed_tokens)
         self.dtype = self.decoder.head.weight.dtype
-        kinds = {"keys", "features", "cls_attention", "received_attention", *DECODER_KINDS, "accumulated_attention"}
+        kinds = {"keys", "features", "block_states", "cls_attention", "received_attention"}
+        kinds |= {*DECODER_KINDS, "accumulated_attention"}
         kinds |= {"attention_map"} if self.tower.merge == 1 else set()  # of tokens, which units of patches have not
         self.signals = frozenset(kinds | ({"text_similarity"} if text else set()))
         self.learned: dict[tuple[str, str], nn.Module] = {}
@@ -252,8 +253,17 @@ class Host(ABC):
     @property
     def widths(self) -> Widths:
         """What the network of a learned method must fit."""
-        visual, text = self.shape.vit.dim * self.shape.vit.merge, 0 if self.text is None else self.text.width
-        return Widths(visual, self.shape.decoder.dim, text, self.encoder_depth, self.decoder_depth, self.grid)
+        vit, decoder = self.shape.vit, self.shape.decoder
+        return Widths(
+            visual=vit.dim * vit.merge,
+            decoder=decoder.dim,
+            text=0 if self.text is None else self.text.width,
+            encoder_depth=self.encoder_depth,
+            decoder_depth=self.decoder_depth,
+            grid=self.grid,
+            heads=decoder.heads,
+            kv_heads=decoder.kv_heads,
+        )
 
     def make(self, stage: str, name: str) -> Compressor:
         """A method as this host runs it: a learned one with its weights, where there are any. Raises: ValueError."""
@@ -288,7 +298,7 @@ class Host(ABC):
         """Why a method cannot run here, or None where it can. "none" and "blind" always can."""
         reason, key = self.forbids(stage, name), (stage, name)
         if reason is None and key not in self.learned and getattr(COMPRESSORS.get(key), "learned", False):
-            return self.unusable.get(key) or no_weights(name)
+            return self.unusable.get(key) or no_weights(COMPRESSORS[key])
         return reason
 
     def forbids(self, stage: str, name: str) -> str | None:

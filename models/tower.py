@@ -134,6 +134,10 @@ class Tower(ABC):
         """(b, m, C) behind the last block -> (b, n, merge * C) what leaves the tower; a look at block 0 uses it too."""
         return x
 
+    def behind(self, group: EncoderGroup, layer: int) -> Tensor:
+        """(b, c + m, C) a block's output, of a group behind the last one."""
+        return group.x if layer == self.depth - 1 else group.inputs[layer + 1].x
+
     def extra(self, group: EncoderGroup) -> Tensor | None:
         """(b, n, L, merge * C): units of the L levels that ride along to the decoder's first layers; None without."""
         return None

@@ -244,7 +244,7 @@ def carry_signal(kind: str, value: Tensor, steps: Sequence[Reduction]) -> Tensor
     if kind == "attention_map" and steps:
         raise HostError("attention_map: a map read in an earlier block does not follow tokens that have gone since")
     for r in steps:
-        if kind in ("keys", "visual_keys"):
+        if kind in ("keys", "visual_keys", "block_states"):
             value = apply(r, value)
         elif value.ndim == 2:
             value = apply_size(r, value)

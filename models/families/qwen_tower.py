@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from foveate.compressors.base import Grid
 from foveate.models.errors import HostError
-from foveate.models.tower import EncoderGroup, Tower
+from foveate.models.tower import Tower
 
 REMEMBERED = 64
 """Grids whose rotations and windows a tower keeps at hand: pictures of one source mostly share a few."""
@@ -165,7 +165,3 @@ class QwenTower(Tower):
     @abstractmethod
     def project(self, x: Tensor) -> Tensor:
         """The merger: units (..., merge * C) -> (..., D), each on its own."""
-
-    def behind(self, group: EncoderGroup, layer: int) -> Tensor:
-        """(b, m, C) a block's output, of a group behind the last one."""
-        return group.x if layer == self.depth - 1 else group.inputs[layer + 1].x

@@ -83,6 +83,32 @@ def test_a_map_is_the_models_attention_without_cls(hosts, eager, tiny, tower, fi
     assert torch.allclose(found["attention_map"][0], maps[first:, first:], atol=1e-5)
 
 
+def test_block_states_are_the_models_hidden_states_at_no_cost(host, eager, tiny):
+    asked = [Signal("block_states", layer, f"b{layer}") for layer in range(3)]
+    method, found = spy(asked, "outside")
+    p = host.open([tiny.picture(0)], [tiny.questions[0]])
+    p.thin(method, 0.5)
+    vision, _ = eager({"text_tower": True}, p)
+    for layer in range(3):
+        state = vision.hidden_states[layer + 1][:, 1:]
+        assert torch.allclose(found[f"block_states.b{layer}"], state, atol=1e-4), layer
+    assert ("outside", "signals") not in {(stage, what) for stage, what, *_ in p.ledger[0].entries}
+
+
+def test_block_states_follow_tokens_that_went_later(host, tiny):
+    states = [Signal("block_states", 0, "early"), Signal("block_states", 2, "last")]
+    method, found = spy(states, "projector")
+    cutting, _ = spy([], "encoder", site=(1, 8))
+    p = host.open([tiny.picture(0)], [tiny.questions[0]])
+    p.encode(cutting, 0.5)
+    p.project(method, 0.5)
+    whole = host.open([tiny.picture(0)], [tiny.questions[0]])
+    other, uncut = spy(states, "projector")
+    whole.project(other, 0.5)
+    assert torch.allclose(found["block_states.early"], uncut["block_states.early"][:, :8], atol=1e-5)
+    assert torch.equal(found["block_states.last"][0], p.states["encoder"][0].x)
+
+
 def test_a_map_of_an_earlier_block_is_refused_once_tokens_have_gone(host, tiny):
     method, _ = spy([Signal("attention_map", 0)], "outside")
     p = host.open([tiny.picture(0)], [tiny.questions[0]])
