@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from foveate.compressors.choosing import first_max
-from foveate.compressors.tokens import Grid
+from foveate.compressors.choosing import first_max, selection
+from foveate.compressors.tokens import Grid, Reduction
 
 
 def components(joined: Tensor) -> Tensor:
@@ -85,3 +86,33 @@ def representatives(likeness: Tensor, label: Tensor, first: Tensor, quota: Tenso
         closer = (mine < n) & (like > nearest)
         nearest, owner = torch.where(closer, like, nearest), torch.where(closer, mine, owner)
     return chosen[:, :n], torch.where(chosen[:, :n], index, owner)
+
+
+def means(stands: Tensor, group: Tensor, size: Tensor) -> Reduction:
+    """Slots that are means over groups, weighted by size: each is named by its representative, N is the background.
+
+    Args:
+        stands: (B, N) bool, the representatives.
+        group: (B, N) int64 a representative, N, or -1 for tokens that are dropped.
+        size: (B, N) original tokens that each stands for.
+    """
+    b, n = stands.shape
+    number = stands.sum(dim=-1)
+    has_more = (group == n).any(dim=-1)
+    slots = int((number + has_more).max())
+    slot = torch.cat([stands.cumsum(dim=-1) - 1, number.unsqueeze(-1)], dim=1)  # (B, N + 1)
+    into = slot.gather(1, group.clamp(min=0)).masked_fill(group < 0, -1)
+    total = torch.zeros(b, slots + 1, device=size.device)
+    total.scatter_add_(1, into.masked_fill(into < 0, slots), size)
+    weight = size / total.gather(1, into.clamp(min=0)).clamp(min=1e-6)
+    kept = selection(stands).anchor
+    anchor = pad(kept, (0, slots - kept.shape[1]), value=-1)
+    used = number + has_more
+    count = None if bool((used == slots).all()) else used
+    return Reduction(anchor, into.unsqueeze(-1), weight.unsqueeze(-1), count)
+
+
+def summed(x: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Columns of x (B, R, N) added up by group (B, N) in 0 .. groups - 1: (B, R, groups)."""
+    b, r, _ = x.shape
+    return x.new_zeros(b, r, groups).scatter_add_(2, group.unsqueeze(1).expand(-1, r, -1), x)

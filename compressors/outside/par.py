@@ -9,7 +9,7 @@ from torch import Tensor
 
 from foveate.compressors.base import Reducer, Reduction, Tokens
 from foveate.compressors.choosing import marked, ranked, selection
-from foveate.compressors.clusters import close, grown, representatives, sizes
+from foveate.compressors.clusters import close, grown, means, representatives, sizes
 from foveate.compressors.matching import cosine
 from foveate.compressors.quotas import capped
 from foveate.compressors.registry import register
@@ -122,27 +122,3 @@ class PAR(Reducer):
 
     def flops(self, n: int, count: int, dim: int, *, key_dim: int = 0, heads: int = 1, text: int = 0) -> int:
         return 2 * n * n * dim
-
-
-def means(stands: Tensor, group: Tensor, size: Tensor) -> Reduction:
-    """Slots that are means over groups, weighted by size: each is named by its representative, N is the background.
-
-    Args:
-        stands: (B, N) bool, the representatives.
-        group: (B, N) int64 a representative, N, or -1 for tokens that are dropped.
-        size: (B, N) original tokens that each stands for.
-    """
-    b, n = stands.shape
-    number = stands.sum(dim=-1)
-    has_more = (group == n).any(dim=-1)
-    slots = int((number + has_more).max())
-    slot = torch.cat([stands.cumsum(dim=-1) - 1, number.unsqueeze(-1)], dim=1)  # (B, N + 1)
-    into = slot.gather(1, group.clamp(min=0)).masked_fill(group < 0, -1)
-    total = torch.zeros(b, slots + 1, device=size.device)
-    total.scatter_add_(1, into.masked_fill(into < 0, slots), size)
-    weight = size / total.gather(1, into.clamp(min=0)).clamp(min=1e-6)
-    kept = selection(stands).anchor
-    anchor = torch.nn.functional.pad(kept, (0, slots - kept.shape[1]), value=-1)
-    used = number + has_more
-    count = None if bool((used == slots).all()) else used
-    return Reduction(anchor, into.unsqueeze(-1), weight.unsqueeze(-1), count)

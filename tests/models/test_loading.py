@@ -29,7 +29,7 @@ def edit(folder, **changes):
 def test_a_host_declares_what_it_can_give(hosts):
     host = hosts(text_tower=True)
     assert host.signals == {
-        *("keys", "cls_attention", "received_attention", "attention_map", "text_similarity"),
+        *("keys", "features", "cls_attention", "received_attention", "attention_map", "text_similarity"),
         *("last_query", "visual_keys", "accumulated_attention"),
     }
     assert "text_similarity" not in hosts(tower="siglip").signals
