@@ -23,7 +23,6 @@ SHAPES: dict[str, str] = {
     "keys": "(B, N, d) keys of one ViT block, mean over heads",
     "block_states": "(B, N, C) states of the tokens behind one ViT block, for methods that act behind the tower",
     "features": "(B, N, C) the tokens as they come to the projector, for methods that act behind it",
-    "features": "(B, N, C) the tokens as they come to the projector, for methods that act behind it",
     "text_similarity": "(B, N) cosine of each token, projected by the text tower's partner, with the question's vector",
     "phrase_similarity": "(B, 3, N) largest cosine of each token with the question's entities, with its actions, and "
     "with the whole of it, as `phrases.parse` and `phrases.phrase_similarity` make them; -inf where it has none",

@@ -52,7 +52,6 @@ def random_tokens(
         "attention_map": softmax(batch, n, n),
         "keys": torch.randn(batch, n, key_dim, generator=generator),
         "visual_keys": torch.randn(batch, n, key_dim, generator=generator),
-        "features": torch.randn(batch, n, key_dim, generator=torch.Generator().manual_seed(seed + 1)),
         "block_states": torch.randn(batch, n, dim, generator=torch.Generator().manual_seed(seed + 2)),
         "features": torch.randn(batch, n, key_dim, generator=torch.Generator().manual_seed(seed + 1)),
         "text_similarity": torch.rand(batch, n, generator=generator) * 2 - 1,
