@@ -35,7 +35,7 @@ def score(of: Pass, accepted: Sequence[Sequence[str]]) -> list[Score]:
     cached = of.cached
     for row, answer in pairs:
         charge_score(of.ledger[row], of.host.shape, cached[row], len(answer))
-    logprob, right = _judged(logits, ids, length, of.host.ends)
+    logprob, right = judged(logits, ids, length, of.host.ends)
     found = [Score([], []) for _ in accepted]
     for (row, _), value, hit in zip(pairs, logprob.tolist(), right.tolist(), strict=True):
         found[row].logprob.append(value)
@@ -52,7 +52,7 @@ def forced(of: Pass, rows: Tensor, ids: Tensor) -> Tensor:
     return torch.cat([logits, decoder.logits(Continuation(decoder, of.caches, rows).feed(ids))], dim=1)
 
 
-def _judged(logits: Tensor, ids: Tensor, length: Tensor, ends: frozenset[int]) -> tuple[Tensor, Tensor]:
+def judged(logits: Tensor, ids: Tensor, length: Tensor, ends: frozenset[int]) -> tuple[Tensor, Tensor]:
     """Sum of log-probabilities (R,) and whether every arg-max is right (R,), of ids (R, Q) with one end behind each.
 
     Several end tokens share their probability: any of them ends an answer.

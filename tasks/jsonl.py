@@ -56,7 +56,7 @@ def _rows(path: Path, root: Path, on_error: str, report: Callable[[str], None]) 
             if not line.strip():
                 continue
             try:
-                sample = _sample(line, number, path, root)
+                sample = sample_of(line, number, path, root)
             except TaskDataError as error:
                 message = f"{path.name}:{number}: {error}"
                 if on_error == "raise":
@@ -66,7 +66,15 @@ def _rows(path: Path, root: Path, on_error: str, report: Callable[[str], None]) 
             yield sample
 
 
-def _sample(line: bytes, number: int, path: Path, root: Path) -> Sample:
+def sample_of(line: bytes, number: int, path: Path, root: Path) -> Sample:
+    """The sample of one line of a file. Raises: TaskDataError on a bad row, without file and line.
+
+    Args:
+        line: as it stands in the file.
+        number: of the line, from 1.
+        path: the file.
+        root: folder that picture paths start from.
+    """
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -53,9 +53,8 @@ def test_a_view_of_another_size_reads_stretched_places(tiny):
 
 def test_one_draw_in_four_trains_all_queries():
     drawn = make("projector", "mqt").training_counts((1, 24, 24))
-    assert set(drawn) == {1, 2, 4, 8, 16, 32, 64, 128, 256} and drawn.count(256) / len(drawn) == pytest.approx(
-        0.2, abs=0.06
-    )
+    assert set(drawn) == {1, 2, 4, 8, 16, 32, 64, 128, 256}
+    assert drawn.count(256) / len(drawn) == pytest.approx(0.25, abs=0.03)
 
 
 def test_the_size_of_the_published_module():
