@@ -28,10 +28,21 @@ SHAPES: dict[str, str] = {
     "with the whole of it, as `phrases.parse` and `phrases.phrase_similarity` make them; -inf where it has none",
     # decoder
     "last_query": "(B, H, N) softmax row of the last prompt token in one decoder layer, its entry on each visual token",
+    "unrotated_query": "(B, H, N) the same with neither the query nor the keys rotated: as if places did not matter",
+    "mean_query": "(B, H, N) softmax row of the mean query of the entries up to the last visual one, over these, "
+    "neither it nor their keys rotated, in one decoder layer; its entry on each visual token",
     "visual_keys": "(B, N, d) keys of each visual token in one decoder layer, rotated as cached, mean over KV heads",
+    "wide_keys": "(B, N, d) the same with the KV heads side by side",
+    "hidden_states": "(B, N, d) each visual token at the input of one decoder layer",
+    "post_norm": "(B, N, d) each visual token as the MLP of one decoder layer reads it, which must run before",
+    "frame_vectors": "(B, N, d) mean of all tokens of the frame that a token shows, as they left the encoder",
+    "frame_similarity": "(B, N) cosine of this mean, projected by the text tower's partner, with the question's vector",
     "accumulated_attention": "(B, K, S) attention received by each cached key, summed over queries and group's heads",
 }
 """Kind of signal -> shape and meaning."""
+
+VECTORS = frozenset(kind for kind, shape in SHAPES.items() if shape.startswith(("(B, N, d)", "(B, N, C)")))
+"""Kinds with a vector for each token, which follows it through merges as its features do."""
 
 
 @dataclass(frozen=True)

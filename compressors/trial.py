@@ -37,14 +37,14 @@ def random_tokens(
         seed: of all that is random.
         x: (batch, n, dim) in place of random features.
         size: (batch, n) in place of ones.
-        heads: of `cls_attention` and `last_query`.
-        key_dim: width of `keys`, `visual_keys` and `features`.
+        heads: of attention rows.
+        key_dim: width of keys, of `features` and of frames' vectors.
         signals: in place of random ones.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator, decoder = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 3)
 
-    def softmax(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator).softmax(-1)
+    def softmax(*shape: int, source: torch.Generator = generator) -> Tensor:
+        return torch.rand(shape, generator=source).softmax(-1)
 
     every = {
         "cls_attention": softmax(batch, heads, n),
@@ -57,6 +57,13 @@ def random_tokens(
         "text_similarity": torch.rand(batch, n, generator=generator) * 2 - 1,
         "phrase_similarity": torch.rand(batch, 3, n, generator=generator) * 2 - 1,
         "last_query": softmax(batch, heads, n),
+        "unrotated_query": softmax(batch, heads, n, source=decoder),
+        "mean_query": softmax(batch, heads, n, source=decoder),
+        "wide_keys": torch.randn(batch, n, key_dim, generator=decoder),
+        "hidden_states": torch.randn(batch, n, dim, generator=decoder),
+        "post_norm": torch.randn(batch, n, dim, generator=decoder),
+        "frame_vectors": torch.randn(batch, n, key_dim, generator=decoder),
+        "frame_similarity": torch.rand(batch, n, generator=decoder) * 2 - 1,
     }
     features = torch.randn(batch, n, dim, generator=generator) if x is None else x
     return Tokens(

@@ -12,8 +12,9 @@ from torch import Tensor
 from foveate.compressors.base import Compressor, Reducer
 from foveate.compressors.signals import Signal
 from foveate.models import signals as compute
-from foveate.models.decoder_signals import DECODER_KINDS
+from foveate.models.decoder_signals import DECODER_KINDS, At
 from foveate.models.errors import HostError
+from foveate.models.frames import FRAME_KINDS, frame_means, frame_numbers
 from foveate.models.ledger import decoder_signal_flops, encoder_signal_flops
 from foveate.models.prefill import Prefill
 from foveate.models.tower import EncoderGroup
@@ -154,16 +155,22 @@ class Asker:
 
         A question is embedded, and paid for, once.
         """
-        text, rows = self.host.text, [self.of.views[view][0] for view in views]
+        rows = [self.of.views[view][0] for view in views]
+        found = self._questions(rows, stage)
+        self.charge(views, stage, self.host.text.similarity_flops(x.shape[1]))
+        return self.host.text.similarity(x, self.host.tower.norm_out, found)
+
+    def _questions(self, rows: Sequence[int], stage: str) -> Tensor:
+        """(b, P) vectors of the questions of some rows, each of which is charged once."""
+        text = self.host.text
         fresh = [row for row in dict.fromkeys(rows) if row not in self._text]
         if fresh:
             vectors, flops = text.embed([self.of.rows[row].question for row in fresh])
             for row, vector, cost in zip(fresh, vectors, flops, strict=True):
                 self._text[row] = vector
                 self.of.ledger[row].add(stage, "question embedding", cost)
-        self.charge(views, stage, text.similarity_flops(x.shape[1]))
         found = [self._text[row] for row in rows]
-        return text.similarity(x, self.host.tower.norm_out, torch.stack(found) if len(found) > 1 else found[0][None])
+        return torch.stack(found) if len(found) > 1 else found[0][None]
 
     def in_prefill(self, prefill: Prefill, compressor: Reducer, rows: Tensor, now: int) -> dict[str, Tensor]:
         """For a group of rows standing before layer `now` of the decoder."""
@@ -174,14 +181,33 @@ class Asker:
             stream = cache.stream if has_run else prefill.stream
             for kind in sorted({signal.kind for signal in asked}):
                 at = rows.to(decoder.devices[layer])
-                value = DECODER_KINDS[kind](decoder, stream, cache, layer, at).to(rows.device)
+                value = DECODER_KINDS[kind](At(decoder, layer, stream, cache, at)).to(rows.device)
                 for row in rows.tolist():
                     n, visual = int(stream.length[row]), int(stream.n[row])
                     flops = decoder_signal_flops(self.host.shape.decoder, kind, n, visual, has_run)
                     self.of.ledger[row].add("prefill", "signals", flops)
                 value = self._carried(prefill, rows.tolist(), layer, kind, value) if has_run else value
                 out |= dict.fromkeys([signal.key for signal in asked if signal.kind == kind], value)
+        for signal in compressor.signals_at(now, decoder.depth):
+            if signal.kind in FRAME_KINDS:
+                frames = [self._of_frames(prefill, row, signal.kind) for row in rows.tolist()]
+                out[signal.key] = torch.stack(frames).to(rows.device)
         return out
+
+    def _of_frames(self, prefill: Prefill, row: int, kind: str) -> Tensor:
+        """A signal of the frames of one row for each of its visual tokens: (n, d) or (n,)."""
+        seen, now = self.of.of_row("encoder", row), self.of.of_row("projector", row)
+        value = frame_means(seen)
+        if kind == "frame_similarity":
+            text = self.host.text
+            if text is None:
+                raise HostError(f"{kind}: needs a text tower beside the model; there is none")
+            self.of.ledger[row].add("prefill", "signals", text.similarity_flops(len(value)))
+            states = value.to(self.host.dtype)[None]
+            value = text.similarity(states, self.host.tower.norm_out, self._questions([row], "prefill"))[0]
+        number = frame_numbers([s.grid for s in seen], [s.grid for s in now]).to(value.device)
+        stream = prefill.stream
+        return value[number[stream.position[row, stream.visual[row]].clamp(min=0).to(value.device)]]
 
     @staticmethod
     def _carried(prefill: Prefill, rows: Sequence[int], layer: int, kind: str, value: Tensor) -> Tensor:

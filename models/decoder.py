@@ -6,11 +6,13 @@ every real token), so no mask is needed and fused attention stays on; behind a c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -51,6 +53,7 @@ class Stream:
         entry: (B, S) int64 each entry's index in the uncompressed prompt, ascending.
         size: (B, S) float32 and position (B, S) int64 as in `Tokens`, meaningful where visual.
         extra: (B, S, L, D) what is added behind layers 0..L-1, zero where not visual; None without.
+        weight: (B, S) float32, the tokens that each entry counts for in attention, 1 for words and padding; None = one.
     """
 
     x: Tensor
@@ -62,6 +65,7 @@ class Stream:
     size: Tensor
     position: Tensor
     extra: Tensor | None = None
+    weight: Tensor | None = None
 
     @property
     def n(self) -> Tensor:
@@ -90,6 +94,8 @@ class LayerCache:
         next_place: (B,) position id of the first generated token at this layer.
         n: (B,) visual entries.
         stream: the layer's input, for signals asked for later; None once the cache was shrunk.
+        weight: (B, 1 or K, S) float32 as in `Stream`; None = one.
+        normed: (B, S, D) what the layer's MLP read, where it was asked for.
     """
 
     keys: Tensor
@@ -98,12 +104,15 @@ class LayerCache:
     next_place: Tensor
     n: Tensor
     stream: Stream | None
+    weight: Tensor | None = None
+    normed: Tensor | None = None
 
     def at(self, rows: Tensor) -> LayerCache:
         """Some rows."""
         rows = rows.to(self.keys.device)
         stream = None if self.stream is None else self.stream.at(rows)
-        parts = {name: getattr(self, name)[rows] for name in ("keys", "values", "length", "next_place", "n")}
+        names = ("keys", "values", "length", "next_place", "n", "weight", "normed")
+        parts = {name: None if getattr(self, name) is None else getattr(self, name)[rows] for name in names}
         return LayerCache(**parts, stream=stream)
 
 
@@ -178,34 +187,51 @@ class Decoder:
         """cos and sin (B, S, e) of position ids (B, S, P)."""
         return self.model.rotary_emb(x, position_ids=place[..., 0] if self.coordinates == 1 else place.movedim(-1, 0))
 
-    def rotated(self, layer: int, states: Tensor, place: Tensor, part: str) -> Tensor:
-        """Queries ("q") or keys ("k") of a layer, (b, heads, S, e), from its input (b, S, D) at places (b, S, P)."""
+    def unrotated(self, layer: int, states: Tensor, part: str) -> Tensor:
+        """Queries ("q") or keys ("k") of a layer before their rotation, (b, heads, S, e), from its input (b, S, D)."""
         block = self.layers[layer]
         attention = block.self_attn
         made = getattr(attention, f"{part}_proj")(block.input_layernorm(states)).unflatten(-1, (-1, self.head_dim))
         norm = getattr(attention, f"{part}_norm", None)
-        made = (made if norm is None else norm(made)).transpose(1, 2)
+        return (made if norm is None else norm(made)).transpose(1, 2)
+
+    def rotated(self, layer: int, states: Tensor, place: Tensor, part: str) -> Tensor:
+        """The same rotated to places (b, S, P)."""
+        made = self.unrotated(layer, states, part)
         cos, sin = self.rotation(made, place)
         return apply_rotary_pos_emb(made, made, cos, sin)[0]
 
-    def layer(self, index: int, stream: Stream, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, LayerCache]:
-        """One layer over whole rows, nothing cached before: its output (B, S, D) and its cache."""
-        mask = None
-        if self.eager:  # fused kernels know what causal means
+    def layer(
+        self, index: int, stream: Stream, rotation: tuple[Tensor, Tensor], watched: bool = False
+    ) -> tuple[Tensor, LayerCache]:
+        """One layer over whole rows, nothing cached before: its output (B, S, D) and its cache.
+
+        Args:
+            index: which layer.
+            stream: its input.
+            rotation: at the stream's places.
+            watched: the cache shall hold what the layer's MLP read.
+        """
+        mask, weight = None, None if stream.weight is None else stream.weight[:, None]
+        if self.eager or weight is not None:  # fused kernels know what causal means
             s = stream.x.shape[1]
             mask = self.additive(torch.ones(1, 1, s, s, dtype=torch.bool, device=stream.x.device).tril(), stream.x)
+            mask = mask if weight is None else mask + self.log_weight(weight, mask)
         held = _Held()
-        out = self.layers[index](
-            stream.x,
-            attention_mask=mask,
-            position_ids=stream.place[..., 0] if self.coordinates == 1 else None,
-            past_key_values=held,
-            use_cache=True,
-            position_embeddings=rotation,
-        )
+        with _watching(self.layers[index].post_attention_layernorm, watched) as seen:
+            out = self.layers[index](
+                stream.x,
+                attention_mask=mask,
+                position_ids=stream.place[..., 0] if self.coordinates == 1 else None,
+                past_key_values=held,
+                use_cache=True,
+                position_embeddings=rotation,
+            )
         if stream.extra is not None and index < stream.extra.shape[2]:
             out = out + stream.extra[:, :, index]
-        return out, LayerCache(held.keys, held.values, stream.length, stream.next_place, stream.n, stream)
+        normed = seen[0] if watched else None
+        rest = (stream.length, stream.next_place, stream.n, stream, weight, normed)
+        return out, LayerCache(held.keys, held.values, *rest)
 
     def logits(self, x: Tensor) -> Tensor:
         """Hidden states (..., D) behind the last layer -> float32 logits (..., V)."""
@@ -215,6 +241,24 @@ class Decoder:
         """A bool mask as what the attention implementation adds to logits."""
         zero = torch.zeros(allowed.shape, dtype=x.dtype, device=x.device)
         return zero.masked_fill(~allowed, torch.finfo(x.dtype).min)
+
+    def log_weight(self, weight: Tensor, mask: Tensor) -> Tensor:
+        """What weights (B, 1 or K, S) of the first S entries add to a mask (B, 1, Q, S or more); words add nothing."""
+        if weight.shape[1] > 1:
+            weight = weight.repeat_interleave(self.heads // self.kv_heads, dim=1)
+        return F.pad(weight.log(), (0, mask.shape[-1] - weight.shape[-1]))[:, :, None].to(mask.dtype)
+
+
+@contextmanager
+def _watching(part: nn.Module, wanted: bool) -> Iterator[list[Tensor]]:
+    """What a part of a layer gives while this lasts."""
+    seen: list[Tensor] = []
+    hook = part.register_forward_hook(lambda _, __, out: seen.append(out)) if wanted else None
+    try:
+        yield seen
+    finally:
+        if hook is not None:
+            hook.remove()
 
 
 class Continuation:
@@ -229,7 +273,7 @@ class Continuation:
     def __init__(self, decoder: Decoder, caches: Sequence[LayerCache], rows: Tensor) -> None:
         self.decoder = decoder
         self.fed = 0
-        self.held, self.valid, self.next_place = [], [], []
+        self.held, self.valid, self.next_place, self.weight = [], [], [], []
         everything = rows.tolist() == list(range(caches[0].length.numel()))
         for c in caches:
             part = c if everything else replace(c, stream=None).at(rows)
@@ -237,6 +281,7 @@ class Continuation:
             self.held.append(_Held(part.keys, part.values))
             self.valid.append(torch.arange(s, device=part.keys.device)[None] < part.length[:, None])
             self.next_place.append(part.next_place)
+            self.weight.append(part.weight)
 
     def feed(self, ids: Tensor) -> Tensor:
         """Token ids (R, Q), causal among themselves -> hidden states (R, Q, D) behind the last layer."""
@@ -254,9 +299,13 @@ class Continuation:
                 place = seen[:, None] + offset
                 rotation = self.decoder.rotation(x, place[..., None].expand(-1, -1, self.decoder.coordinates))
             allowed = torch.cat([self.valid[index][:, None].expand(-1, q, -1), own], dim=-1)[:, None]
+            mask, weight = allowed, self.weight[index]
+            if self.decoder.eager or weight is not None:
+                mask = self.decoder.additive(allowed, x)
+                mask = mask if weight is None else mask + self.decoder.log_weight(weight, mask)
             x = self.decoder.layers[index](
                 x,
-                attention_mask=self.decoder.additive(allowed, x) if self.decoder.eager else allowed,
+                attention_mask=mask,
                 position_ids=place if self.decoder.coordinates == 1 else None,
                 past_key_values=held,
                 use_cache=True,

@@ -2,47 +2,129 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from foveate.models.decoder import Decoder, LayerCache, Stream
+from foveate.models.errors import HostError
 from foveate.models.prefill import Prefill, visual_index
 from foveate.models.signals import mean_softmax, numbers, read
 
 
-def last_query(decoder: Decoder, stream: Stream, cache: LayerCache | None, layer: int, rows: Tensor) -> Tensor:
-    """The last prompt token's attention on each visual entry: (b, H, n) float32, softmax over all entries of the layer.
+@dataclass(frozen=True)
+class At:
+    """Rows with equal numbers of visual entries, at one layer.
 
-    Args:
+    Attributes:
         decoder: the opened model.
-        stream: the layer's input.
-        cache: the layer's cache where it has run, else None (keys are then computed).
         layer: which layer.
-        rows: (b,) rows with equal n.
+        stream: its input.
+        cache: its cache where it has run, else None (keys are then computed).
+        rows: (b,) which rows.
     """
-    last = stream.length[rows] - 1
-    q = decoder.rotated(layer, stream.x[rows, last][:, None], stream.place[rows, last][:, None], "q")
-    k = decoder.rotated(layer, stream.x[rows], stream.place[rows], "k") if cache is None else cache.keys[rows]
-    logits = (q.unflatten(1, (decoder.kv_heads, -1))[:, :, :, 0] @ k.transpose(-1, -2)).float()
-    logits = logits * decoder.layers[layer].self_attn.scaling
-    padding = torch.arange(k.shape[2], device=k.device)[None] >= stream.length[rows][:, None]
-    attention = logits.flatten(1, 2).masked_fill(padding[:, None], float("-inf")).softmax(-1)
-    index = visual_index(stream, rows)
-    return attention.gather(2, index[:, None].expand(-1, attention.shape[1], -1))
+
+    decoder: Decoder
+    layer: int
+    stream: Stream
+    cache: LayerCache | None
+    rows: Tensor
+
+    @property
+    def visual(self) -> Tensor:
+        """(b, n) the visual entries."""
+        return visual_index(self.stream, self.rows)
+
+    def entries(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Input (b, m, D) and places (b, m, P) of the entries at (b, m)."""
+        at = (self.rows[:, None], index)
+        return self.stream.x[at], self.stream.place[at]
+
+    def keys(self, index: Tensor) -> Tensor:
+        """(b, K, m, e) keys of the entries at (b, m), rotated as cached."""
+        if self.cache is None:
+            return self.decoder.rotated(self.layer, *self.entries(index), "k")
+        keys = self.cache.keys[self.rows]
+        return keys.gather(2, index[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[-1]))
+
+    def attention(self, q: Tensor, k: Tensor, seen: Tensor) -> Tensor:
+        """Softmax of one query a head (b, H, 1, e) over keys (b, K, S, e), at the visual entries: (b, H, n) float32.
+
+        Args:
+            q: the queries.
+            k: keys of all entries.
+            seen: (b, S) bool, the entries that the softmax is over.
+        """
+        logits = (q.unflatten(1, (self.decoder.kv_heads, -1))[:, :, :, 0] @ k.transpose(-1, -2)).float()
+        logits = logits.flatten(1, 2) * self.decoder.layers[self.layer].self_attn.scaling
+        if self.stream.weight is not None:
+            logits = logits + self.stream.weight[self.rows].log()[:, None]
+        attention = logits.masked_fill(~seen[:, None], float("-inf")).softmax(-1)
+        return attention.gather(2, self.visual[:, None].expand(-1, attention.shape[1], -1))
+
+    @property
+    def real(self) -> Tensor:
+        """(b, S) bool, the entries that are no padding."""
+        line = torch.arange(self.stream.x.shape[1], device=self.rows.device)
+        return line[None] < self.stream.length[self.rows][:, None]
 
 
-def visual_keys(decoder: Decoder, stream: Stream, cache: LayerCache | None, layer: int, rows: Tensor) -> Tensor:
-    """Keys of each visual entry in one layer: (b, n, e), rotated as cached, mean over KV heads. Arguments as above."""
-    index = visual_index(stream, rows)
-    if cache is None:
-        at = rows[:, None]
-        return decoder.rotated(layer, stream.x[at, index], stream.place[at, index], "k").mean(1)
-    keys = cache.keys[rows].mean(1)
-    return keys.gather(1, index[..., None].expand(-1, -1, keys.shape[-1]))
+def last_query(at: At) -> Tensor:
+    """The last prompt token's attention on each visual entry: (b, H, n), softmax over all entries of the layer."""
+    stream, last = at.stream, at.stream.length[at.rows, None] - 1
+    q = at.decoder.rotated(at.layer, *at.entries(last), "q")
+    if at.cache is None:
+        k = at.decoder.rotated(at.layer, stream.x[at.rows], stream.place[at.rows], "k")
+    else:
+        k = at.cache.keys[at.rows]
+    return at.attention(q, k, at.real)
 
 
-DECODER_KINDS = {"last_query": last_query, "visual_keys": visual_keys}
+def unrotated_query(at: At) -> Tensor:
+    """The same as if places did not matter: neither the query nor the keys are rotated."""
+    last = at.stream.length[at.rows, None] - 1
+    q = at.decoder.unrotated(at.layer, at.entries(last)[0], "q")
+    return at.attention(q, at.decoder.unrotated(at.layer, at.stream.x[at.rows], "k"), at.real)
+
+
+def mean_query(at: At) -> Tensor:
+    """Attention of the mean query of the entries up to the last visual one on them: (b, H, n), nothing rotated."""
+    x = at.stream.x[at.rows]
+    line = torch.arange(x.shape[1], device=x.device)
+    seen = line[None] <= at.visual[:, -1:]
+    q = at.decoder.unrotated(at.layer, x, "q") * seen[:, None, :, None]
+    mean = (q.float().sum(2, keepdim=True) / seen.sum(1)[:, None, None, None]).to(q.dtype)
+    return at.attention(mean, at.decoder.unrotated(at.layer, x, "k"), seen)
+
+
+def visual_keys(at: At) -> Tensor:
+    """Keys of each visual entry: (b, n, e), rotated as cached, mean over KV heads."""
+    return at.keys(at.visual).mean(1)
+
+
+def wide_keys(at: At) -> Tensor:
+    """The same with KV heads side by side: (b, n, K * e)."""
+    return at.keys(at.visual).transpose(1, 2).flatten(2)
+
+
+def hidden_states(at: At) -> Tensor:
+    """Each visual entry at the layer's input: (b, n, D)."""
+    return at.entries(at.visual)[0]
+
+
+def post_norm(at: At) -> Tensor:
+    """What the layer's MLP read of each visual entry: (b, n, D). Raises: HostError where the layer has not kept it."""
+    if at.cache is None or at.cache.normed is None:
+        raise HostError(f"post_norm: layer {at.layer} has not run, or ran before it was known that this would be asked")
+    return at.cache.normed[at.rows[:, None], at.visual]
+
+
+DECODER_KINDS = {
+    made.__name__: made
+    for made in (last_query, unrotated_query, mean_query, visual_keys, wide_keys, hidden_states, post_norm)
+}
 """Kind of signal in the decoder -> what computes it."""
 
 
@@ -78,10 +160,11 @@ def accumulated_attention(decoder: Decoder, cache: LayerCache, layer: int, rows:
     x, place = cache.stream.x[rows, :s], cache.stream.place[rows, :s]
     q = decoder.rotated(layer, x, place, "q").unflatten(1, (decoder.kv_heads, -1))
     k = cache.keys[rows, :, None, :s].transpose(-1, -2)
+    more = 0 if cache.weight is None else cache.weight[rows, :, None, None, :s].log()
     out = torch.zeros(len(rows), decoder.kv_heads, s, device=x.device)
     index = torch.arange(s, device=x.device)
     for first in range(0, s, chunk):
-        logits = (q[:, :, :, first : first + chunk] @ k).float() * decoder.layers[layer].self_attn.scaling
+        logits = (q[:, :, :, first : first + chunk] @ k).float() * decoder.layers[layer].self_attn.scaling + more
         ahead = index[None] > index[first : first + chunk, None]
         out += logits.masked_fill(ahead, float("-inf")).softmax(-1).sum(dim=(2, 3))
     return out

@@ -205,10 +205,14 @@ class Forecast:
             at_hand = here and block == now
             self.ledger.add(stage, "signals", charge.encoder_signal_flops(vit, kinds, vit.rows(blocks[block]), at_hand))
         if any(s.kind == "text_similarity" for s in method.signals(self.host.encoder_depth)):
-            if not self.asked:
-                self.asked = True
-                self.row.add(stage, "question embedding", text.flops(self.host.question_tokens(self.n_text)))
+            self._question(stage)
             self.ledger.add(stage, "signals", text.similarity_flops(n))
+
+    def _question(self, stage: str) -> None:
+        """The question's embedding, which is paid for once."""
+        if not self.asked:
+            self.asked = True
+            self.row.add(stage, "question embedding", self.host.text.flops(self.host.question_tokens(self.n_text)))
 
     def _outside(self, at: Sketch) -> Sketch:
         return self._each(at, self._thinned)
@@ -261,6 +265,10 @@ class Forecast:
                     for kind in sorted({signal.kind for signal in asked}):
                         flops = charge.decoder_signal_flops(shape.decoder, kind, text + seen, seen, read < layer)
                         self.ledger.add("prefill", "signals", flops)
+                if any(signal.kind == "frame_similarity" for signal in method.signals_at(layer, depth)):
+                    self._question("prefill")
+                    frames = sum(grid[0] for grid in grids)
+                    self.ledger.add("prefill", "signals", self.host.text.similarity_flops(frames))
                 n = sites[layer]
             visual.append(n)
         entries = [text + v for v in visual]

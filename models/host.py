@@ -131,10 +131,10 @@ class Host(ABC):
         self.parts()
         self.device = device_of(self.decoder.model.embed_tokens)
         self.dtype = self.decoder.head.weight.dtype
-        kinds = {"keys", "features", "block_states", "cls_attention", "received_attention"}
+        kinds = {"keys", "features", "block_states", "cls_attention", "received_attention", "frame_vectors"}
         kinds |= {*DECODER_KINDS, "accumulated_attention"}
         kinds |= {"attention_map"} if self.tower.merge == 1 else set()  # of tokens, which units of patches have not
-        self.signals = frozenset(kinds | ({"text_similarity"} if text else set()))
+        self.signals = frozenset(kinds | ({"text_similarity", "frame_similarity"} if text else set()))
         self.learned: dict[tuple[str, str], nn.Module] = {}
         self.unusable: dict[tuple[str, str], str] = {}
         self._beside_question: int | None = None

@@ -44,6 +44,7 @@ def _layer(of: Pass, layer: int, cache: LayerCache, choices: Choices) -> LayerCa
         return cache
     keys, values = cache.keys.clone(), cache.values.clone()
     new_length, new_n = cache.length.clone(), cache.n.clone()
+    weight = None if cache.weight is None else cache.weight.expand(-1, keys.shape[1], -1).clone()
     stand = {r: visible[r].cpu().numpy().tobytes() for r in due}
     shared = groups([(choices[r][0], counts[r], length[r], n[r], stand[r]) for r in due])
     for (method, count, s, many, _), members in shared:
@@ -60,9 +61,12 @@ def _layer(of: Pass, layer: int, cache: LayerCache, choices: Choices) -> LayerCa
             )
         keys[rows, :, :kept] = apply_kv(reduction, view.keys)
         values[rows, :, :kept] = apply_kv(reduction, view.values)
+        if weight is not None:  # an entry counts for what it counted for
+            weight[rows, :, :kept] = weight[rows].gather(-1, reduction.keep)
         new_length[rows], new_n[rows] = kept, kept - (s - many)
     longest = int(new_length.max())
-    return LayerCache(keys[:, :, :longest], values[:, :, :longest], new_length, cache.next_place, new_n, None)
+    weight = None if weight is None else weight[:, :, :longest]
+    return LayerCache(keys[:, :, :longest], values[:, :, :longest], new_length, cache.next_place, new_n, None, weight)
 
 
 def _signals(of: Pass, method: KVReducer, cache: LayerCache, layer: int, rows: Tensor) -> dict[str, Tensor]:

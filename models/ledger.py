@@ -185,9 +185,13 @@ def last_query_flops(shape: DecoderShape, n: int, has_run: bool) -> int:
 
 def decoder_signal_flops(shape: DecoderShape, kind: str, n: int, visual: int, has_run: bool) -> int:
     """FLOPs of one signal of a decoder layer with n entries, `visual` of them visual; one that has run has its keys."""
-    if kind == "visual_keys":
+    if kind in ("hidden_states", "post_norm"):
+        return 0
+    if kind in ("visual_keys", "wide_keys"):
         return 0 if has_run else 2 * visual * shape.dim * shape.key_width
-    return last_query_flops(shape, n, has_run)
+    if kind == "mean_query":
+        return query_rows(shape, n) + 2 * (n - 1) * shape.dim * shape.query_width
+    return last_query_flops(shape, n, has_run and kind == "last_query")
 
 
 def accumulated_flops(shape: DecoderShape, n: int) -> int:

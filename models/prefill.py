@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from foveate.compressors.base import Grid, Reducer, Reduction, apply, in_order
+from foveate.compressors.base import Grid, Reducer, Reduction, apply, apply_size, in_order
 from foveate.models.decoder import Decoder, LayerCache, Stream
 from foveate.models.errors import HostError
 from foveate.models.visual import Riders, carried, check_grid, decide, groups, rows_of
@@ -24,11 +24,18 @@ class Cut:
 
 @dataclass(frozen=True)
 class Slots:
-    """What some rows' visual entries become: x (b, k, D), extra (b, k, L, D) or None, and what rides along."""
+    """What some rows' visual entries become.
+
+    Attributes:
+        rows: which rows.
+        x, extra, weight: (b, k, D), (b, k, L, D) and (b, k) as in `Stream`, or None.
+        riders: what rides along.
+    """
 
     rows: Tensor
     x: Tensor
     extra: Tensor | None
+    weight: Tensor | None
     riders: Riders
 
 
@@ -56,6 +63,7 @@ class Prefill:
         self.entries: list[list[int]] = [[] for _ in grids]  # of each row: prompt entries in each layer
         self.visual: list[list[int]] = [[] for _ in grids]  # of each row: visual entries in each layer
         self._rotation: tuple[Tensor, Tensor] | None = None
+        self._watched: set[int] = set()  # layers of which a method wants what their MLP reads
 
     @property
     def layer(self) -> int:
@@ -87,7 +95,7 @@ class Prefill:
     def step(self) -> None:
         """Runs the next layer."""
         self._arrive()
-        out, cache = self.decoder.layer(self.layer, self.stream, self.rotation)
+        out, cache = self.decoder.layer(self.layer, self.stream, self.rotation, self.layer in self._watched)
         for row, (entries, n) in enumerate(zip(self.stream.length.tolist(), self.stream.n.tolist(), strict=True)):
             self.entries[row].append(entries)
             self.visual[row].append(n)
@@ -110,6 +118,8 @@ class Prefill:
             if cut is not None and min(cut.sites) < self.layer:
                 first = min(cut.sites)
                 raise HostError(f"{cut.compressor.name}: cuts before layer {first}, but {self.layer} layers have run")
+        asked = (c.compressor.signals_at(site, self.decoder.depth) for c in cuts if c is not None for site in c.sites)
+        self._watched = {signal.layer for signals_ in asked for signal in signals_ if signal.kind == "post_norm"}
         while self.layer < self.decoder.depth:
             self.cut(cuts, signals)
             self.step()
@@ -126,6 +136,8 @@ class Prefill:
             for r in due
         ]
         made = []
+        if self.stream.weight is None and any(cuts[row].compressor.proportional for row in due):
+            self.stream = replace(self.stream, weight=torch.ones_like(self.stream.size))
         for (compressor, _, count, *_), members in groups(keys):
             rows = torch.tensor([due[m] for m in members], device=self.stream.x.device)
             site = sorted(cuts[int(rows[0])].sites).index(self.layer)
@@ -154,7 +166,10 @@ class Prefill:
             reduction = in_order(reduction)  # at every site: in a causal model the order is part of the meaning
             kept = carried(riders.at(part), reduction, compressor.positions)
             levels = None if extra is None else apply(reduction, extra[part].flatten(2)).unflatten(2, extra.shape[2:])
-            slots.append(Slots(rows[part], apply(reduction, x[part]), levels, kept))
+            weight = None if s.weight is None else torch.ones_like(kept.size)
+            if compressor.proportional:
+                weight = apply_size(reduction, s.weight[at][part])
+            slots.append(Slots(rows[part], apply(reduction, x[part]), levels, weight, kept))
             for number, row in enumerate(rows[part].tolist()):
                 self.history[row].append((self.layer, rows_of(reduction, torch.tensor([number], device=rows.device))))
                 self.grids[row], self.whole[row] = kept.grid, kept.whole
@@ -171,7 +186,7 @@ class Prefill:
         cut, renumber = (torch.zeros(b, dtype=torch.bool, device=s.x.device) for _ in range(2))
         for m in made:
             k = m.x.shape[1]
-            values = {"x": m.x, "extra": m.extra, "visual": True}
+            values = {"x": m.x, "extra": m.extra, "weight": m.weight, "visual": True}
             for name, value in fresh.items():
                 value[m.rows, :k] = values[name] if name in values else getattr(m.riders, name)
             entry[m.rows, :k], cut[m.rows], renumber[m.rows] = m.riders.origin, True, m.riders.renumber
@@ -183,17 +198,17 @@ class Prefill:
         line = torch.arange(order.shape[1], device=order.device)[None]
         joined = {name: _at(torch.cat([getattr(s, name), value], 1), order) for name, value in fresh.items()}
         joined["visual"] &= line < length[:, None]
+        if "weight" in joined:
+            joined["weight"] = joined["weight"].masked_fill(line >= length[:, None], 1)
         joined["place"] = torch.where(renumber[:, None, None], line[..., None], joined["place"])
         next_place = torch.where(renumber, length, s.next_place)
         entry = _at(everything, order)
-        self.stream = Stream(
-            length=length, next_place=next_place, entry=entry, extra=joined.pop("extra", None), **joined
-        )
+        self.stream = Stream(length=length, next_place=next_place, entry=entry, **joined)
 
 
 def _carried(s: Stream) -> list[tuple[str, Tensor]]:
     """The parts of a stream that follow its entries, but `entry` itself."""
-    names = ("x", "place", "visual", "size", "position", "extra")
+    names = ("x", "place", "visual", "size", "position", "extra", "weight")
     return [(name, getattr(s, name)) for name in names if getattr(s, name) is not None]
 
 

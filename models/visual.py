@@ -18,6 +18,7 @@ from foveate.compressors.base import (
     apply_position,
     apply_size,
 )
+from foveate.compressors.signals import VECTORS
 from foveate.models.errors import CountMismatch, HostError
 
 
@@ -244,7 +245,7 @@ def carry_signal(kind: str, value: Tensor, steps: Sequence[Reduction]) -> Tensor
     if kind == "attention_map" and steps:
         raise HostError("attention_map: a map read in an earlier block does not follow tokens that have gone since")
     for r in steps:
-        if kind in ("keys", "visual_keys", "block_states"):
+        if kind in VECTORS:
             value = apply(r, value)
         elif value.ndim == 2:
             value = apply_size(r, value)

@@ -1,6 +1,6 @@
 """Decoders with query and key norms, with three coordinates of rotation, with features added in their first layers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +13,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
 from foveate.compressors.base import Reducer, Reduction
 from foveate.models.decoder import Continuation, Decoder
-from foveate.models.decoder_signals import accumulated_attention, last_query, last_state_attention
+from foveate.models.decoder_signals import At, accumulated_attention, last_query, last_state_attention
 from foveate.models.inputs import Framed, Row, View
 from foveate.models.prefill import Cut, Prefill
 from foveate.models.prompt import embed_prompts, joined
@@ -237,9 +237,10 @@ def test_signals_are_the_models_attention(host):
         _, attention = block.self_attn(
             block.input_layernorm(stream.x), attention_mask=mask, position_embeddings=rotation
         )
-        last = last_query(host.decoder, run.caches[0].stream, run.caches[0], 0, torch.tensor([i]))
+        at = At(host.decoder, 0, run.caches[0].stream, run.caches[0], torch.tensor([i]))
+        last = last_query(at)
         assert torch.allclose(last[0], attention[0, :, -1][:, stream.visual[0]], atol=1e-5)
-        fresh = last_query(host.decoder, run.caches[0].stream, None, 0, torch.tensor([i]))
+        fresh = last_query(replace(at, cache=None))
         assert torch.allclose(fresh, last, atol=1e-5)
         assert np.allclose(last_state_attention(run, i), attention[0, :, -1].mean(0).numpy(), atol=1e-5)
         sums = accumulated_attention(host.decoder, run.caches[0], 0, torch.tensor([i]))

@@ -193,6 +193,70 @@ def test_visual_keys_are_what_the_cache_will_hold(host, tiny, layer, site):
         assert torch.allclose(found["visual_keys"][row], cached, atol=1e-5)
 
 
+def heads_of(decoder, layer, x):
+    """Queries and keys (heads, S, e) of a layer's input (S, D), not rotated, one key for each query head."""
+    block = decoder.layers[layer]
+    x = block.input_layernorm(x)
+    q, k = (part(x).unflatten(-1, (-1, 8)).transpose(0, 1) for part in (block.self_attn.q_proj, block.self_attn.k_proj))
+    return q, k.repeat_interleave(2, dim=0)
+
+
+@pytest.mark.parametrize(("layer", "site"), [(0, 1), (2, 2)])
+@torch.no_grad()
+def test_queries_that_are_not_rotated_are_the_models_without_its_rotation(host, tiny, layer, site):
+    method, found = spy([Signal(kind, layer) for kind in ("unrotated_query", "mean_query")], "prefill", site=(site, 1))
+    p, plain = (host.open([tiny.picture(0), tiny.picture(1)], tiny.questions[:2]) for _ in range(2))
+    p.prefill(method, 0.5)
+    plain.prefill()
+    for row in range(2):
+        start, length = p.rows[row].first[0], len(p.rows[row].ids)
+        q, k = heads_of(host.decoder, layer, plain.caches[layer].stream.x[row, :length])
+        logits = (q[:, -1:] @ k.transpose(-1, -2))[:, 0] * 8**-0.5
+        assert torch.allclose(found["unrotated_query"][row], logits.softmax(-1)[:, start : start + 16], atol=1e-5)
+        end = start + 16  # words behind the picture have no part in the mean
+        logits = (q[:, :end].mean(1, keepdim=True) @ k[:, :end].transpose(-1, -2))[:, 0] * 8**-0.5
+        assert torch.allclose(found["mean_query"][row], logits.softmax(-1)[:, start:], atol=1e-5)
+
+
+@torch.no_grad()
+def test_keys_and_states_of_a_layer_are_the_models(host, tiny):
+    kinds = ("wide_keys", "hidden_states", "post_norm")
+    method, found = spy([Signal(kind, 1) for kind in kinds], "prefill", site=(2, 1))
+    p, plain = (host.open([tiny.picture(0), tiny.picture(1)], tiny.questions[:2]) for _ in range(2))
+    p.prefill(method, 0.5)
+    plain.prefill()
+    block = host.decoder.layers[1]
+    for row in range(2):
+        start = p.rows[row].first[0]
+        here = slice(start, start + 16)
+        keys = plain.caches[1].keys[row, :, here]
+        assert torch.allclose(found["wide_keys"][row], torch.cat([keys[0], keys[1]], dim=-1), atol=1e-5)
+        assert torch.allclose(found["hidden_states"][row], plain.caches[1].stream.x[row, here], atol=1e-5)
+        behind = plain.caches[2].stream.x[row, here] - block.mlp(found["post_norm"][row])  # the residual that it normed
+        assert torch.allclose(found["post_norm"][row], block.post_attention_layernorm(behind), atol=1e-4)
+    assert plain.caches[1].normed is None  # nobody asked
+
+
+def test_what_a_layer_has_not_kept_cannot_be_read(host, tiny):
+    p = host.open([tiny.picture(0)], [tiny.questions[0]])
+    with pytest.raises(HostError, match="post_norm: layer 1 has not run, or ran before it was known"):
+        p.prefill(spy([Signal("post_norm", 1)], "prefill", site=(1, 1))[0], 0.5)
+
+
+@torch.no_grad()
+def test_a_frame_is_the_mean_of_its_tokens_and_has_a_cosine_with_the_question(host, tiny):
+    method, found = spy([Signal("frame_vectors"), Signal("frame_similarity")], "prefill")
+    p = host.open([[tiny.picture(0), tiny.picture(1)]], ["left ?"])
+    p.thin(make("outside", "stride"), 0.25)
+    p.prefill(method, 0.5)
+    means = torch.stack([state.x.mean(0) for state in p.states["encoder"]])
+    assert torch.allclose(found["frame_vectors"][0], means.repeat_interleave(4, dim=0), atol=1e-5)
+    vector = host.text.embed(["left ?"])[0][0]
+    seen = host.tower.norm_out(means) @ host.text.projection.T
+    wanted = torch.cosine_similarity(seen, vector[None]).repeat_interleave(4)
+    assert torch.allclose(found["frame_similarity"][0], wanted, atol=1e-5)
+
+
 def test_accumulated_attention_is_the_models_column_sum(host, eager, tiny):
     given = []
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from foveate.models.decoder_signals import last_query
+from foveate.models.decoder_signals import At, last_query
 from foveate.models.features import TOKEN_FEATURES, feature_flops, reveal
 
 pytestmark = pytest.mark.fast
@@ -44,7 +44,7 @@ def test_the_share_of_attention_on_the_pictures_is_that_of_the_decoders_first_la
     found = reveal(p, "layer1")
     stream, cache = p.opened.caches[0].stream, p.opened.caches[0]
     for row in range(2):
-        attention = last_query(host.decoder, stream, cache, 0, torch.tensor([row]))
+        attention = last_query(At(host.decoder, 0, stream, cache, torch.tensor([row])))
         mass = attention.mean(dim=1).sum().item()
         assert found[row][TOKEN_FEATURES["layer1"].index("visual_mass")] == pytest.approx(mass, abs=1e-5)
         normed = host.decoder.layers[0].input_layernorm(stream.x[row : row + 1])
