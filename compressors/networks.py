@@ -84,6 +84,11 @@ def heads_of(width: int, most: int = 64) -> int:
     return next(heads for heads in range(-(-width // most), width + 1) if width % heads == 0)
 
 
+def inner(width: int) -> int:
+    """The width to work in where authors have 1024: that of the tokens, unless they are several patches wide."""
+    return width if width <= 1280 else 1024
+
+
 def sincos(height: int, width: int, features: int) -> Tensor:
     """(h w, E) float32 fixed positions of a grid: half of the features tell the column, half the row.
 
