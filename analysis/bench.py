@@ -18,6 +18,7 @@ import numpy as np
 
 from foveate.compressors.registry import COMPRESSORS
 from foveate.models.host import Host
+from foveate.models.inputs import PromptShape
 from foveate.plans.plan import BLIND, STAGES, UNCOMPRESSED, Plan
 from foveate.rollouts.table import Table
 from foveate.tasks.base import Sample
@@ -51,10 +52,14 @@ class Row:
 
 
 def bench_plans(
-    host: Host, stages: Sequence[str] = STAGES, ratios: Sequence[float] = RATIOS, methods: Sequence[str] | None = None
+    host: Host,
+    stages: Sequence[str] = STAGES,
+    ratios: Sequence[float] = RATIOS,
+    methods: Sequence[str] | None = None,
+    shapes: Sequence[PromptShape] = (),
 ) -> tuple[list[Plan], dict[str, str]]:
-    """All one-stage plans that the host can run, uncompressed first, the blind plan last; and label -> reason for the
-    rest."""
+    """All one-stage plans that the host can run on a usual row and on rows of these shapes, and label -> reason for the
+    rest; the uncompressed plan first, the blind one last."""
     plans, refused = [UNCOMPRESSED], {}
     for stage, name in sorted(COMPRESSORS, key=lambda key: (STAGES.index(key[0]), key[1])):
         if stage not in stages or (methods is not None and name not in methods):
@@ -63,7 +68,8 @@ def bench_plans(
         for ratio in ratios if reason is None else ():
             plan = Plan.of(**{stage: (name, ratio)})
             try:
-                host.forecast(plan, host.prompt_shape(8))
+                for shape in (host.prompt_shape(8), *shapes):
+                    host.forecast(plan, shape)
             except ValueError as error:
                 refused[plan.label()] = str(error)
             else:
@@ -138,7 +144,7 @@ def wall_shares(
     host: Host, samples: Sequence[Sample], plans: Sequence[Plan], rounds: int = 7, batch: int = 1
 ) -> dict[Plan, float]:
     """Median over rounds of (wall time of a plan / wall time of the uncompressed pass next to it), prefill included."""
-    images = [sample.image for sample in samples[:batch]]
+    images = [sample.shown for sample in samples[:batch]]
     questions = [sample.turns[0].question for sample in samples[:batch]]
 
     def once(plan: Plan) -> float:

@@ -104,11 +104,13 @@ def run(
         ValueError: `out` holds a table of something else; it is left as it is.
     """
     from foveate.analysis import bench
-    from foveate.rollouts.replay import fill
+    from foveate.envs.inputs import inputs_of
+    from foveate.rollouts.replay import fill, layouts
 
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    plans, refused = bench.bench_plans(host, stages, ratios, methods)
+    shapes = layouts(host, inputs_of(samples))
+    plans, refused = bench.bench_plans(host, stages, ratios, methods, shapes)
     table = fill(host, samples, plans, out / "table.parquet", workers=workers)
     walls = bench.wall_shares(host, samples, plans, rounds) if rounds else None
     rows = bench.rows_of(table, walls)

@@ -5,7 +5,13 @@ Importing this package needs numpy alone: no torch, no YAML, no training library
 
 from foveate.controller.artefact import Artefact, ControllerError, load, save
 from foveate.controller.decision import Controller, Decision
-from foveate.controller.features import PIXEL_FEATURES, QUESTION_FEATURES, pixel_features, question_features
+from foveate.controller.features import (
+    PIXEL_FEATURES,
+    QUESTION_FEATURES,
+    pictures_features,
+    pixel_features,
+    question_features,
+)
 from foveate.controller.network import Network, Normalisation
 from foveate.controller.observation import Layout, Progress
 
@@ -21,6 +27,7 @@ __all__ = [
     "Normalisation",
     "Progress",
     "load",
+    "pictures_features",
     "pixel_features",
     "question_features",
     "save",

@@ -1,4 +1,4 @@
-"""Inputs of episodes: one picture and one question each, from samples that hold several questions."""
+"""Inputs of episodes: one question each about a picture or several, from samples that hold several questions."""
 
 from __future__ import annotations
 
@@ -18,20 +18,25 @@ class Input:
 
     Attributes:
         id: the sample's id and the number of the turn, "scenes/test/12#0".
-        image: (H, W, 3) uint8.
+        image: (H, W, 3) uint8, or a tuple of several: what a host is shown.
         question: as asked.
         answers: accepted ones; empty where nobody knows.
         regime, family, template, split: of the sample and its turn.
     """
 
     id: str
-    image: np.ndarray
+    image: np.ndarray | tuple[np.ndarray, ...]
     question: str
     answers: tuple[str, ...]
     regime: str
     family: str
     template: str
     split: str
+
+    @property
+    def images(self) -> tuple[np.ndarray, ...]:
+        """All pictures."""
+        return self.image if isinstance(self.image, tuple) else (self.image,)
 
 
 def input_of(sample: Sample, turn: int) -> Input:
@@ -40,7 +45,7 @@ def input_of(sample: Sample, turn: int) -> Input:
         raise ValueError(f"{sample.id}: turn {turn} is outside 0..{len(sample.turns) - 1}")
     asked = sample.turns[turn]
     about = (sample.regime, sample.family, asked.template, sample.split)
-    return Input(f"{sample.id}#{turn}", sample.image, asked.question, tuple(asked.answers), *about)
+    return Input(f"{sample.id}#{turn}", sample.shown, asked.question, tuple(asked.answers), *about)
 
 
 def inputs_of(samples: Iterable[Sample], turns: int | None = None) -> Iterator[Input]:

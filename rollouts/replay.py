@@ -8,16 +8,18 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foveate.controller.features import PIXEL_FEATURES, QUESTION_FEATURES, pixel_features, question_features
+from foveate.controller.features import PIXEL_FEATURES, QUESTION_FEATURES, pictures_features, question_features
 from foveate.envs.inputs import Input, inputs_of
 from foveate.envs.live import token_features
 from foveate.envs.masks import ANSWER_TOKENS, STOP_GROUP, Masks
 from foveate.envs.quality import check_answers
+from foveate.models.errors import BadInput
 from foveate.plans.masks import plan_refusal
 from foveate.plans.plan import BLIND, STAGES, UNCOMPRESSED, Plan
 from foveate.plans.portfolio import ActionTable, Portfolio, all_plans
@@ -27,16 +29,47 @@ from foveate.tasks.base import Sample
 
 if TYPE_CHECKING:
     from foveate.models.host import Host
+    from foveate.models.inputs import PromptShape
 
 SHARD = 48
 """Inputs in a shard: what an interruption can cost, and what goes through the host together."""
 
 
-def legal_plans(host: Host, portfolio: Portfolio) -> list[Plan]:
-    """The plans of a portfolio that a host can run, the uncompressed one first and the blind one among them."""
-    rules = Masks(host, ActionTable.from_portfolio(portfolio)).rules()
-    plans = [plan for plan in all_plans(portfolio) if plan_refusal(plan, rules, portfolio.max_active_stages) is None]
+def legal_plans(host: Host, portfolio: Portfolio, shapes: Iterable[PromptShape] = ()) -> list[Plan]:
+    """The plans of a portfolio that a host can run, the uncompressed one first and the blind one among them.
+
+    Args:
+        host: an opened model.
+        portfolio: what is on offer.
+        shapes: of rows that every plan must run on, beside a usual one.
+    """
+    masks, plans = Masks(host, ActionTable.from_portfolio(portfolio)), all_plans(portfolio)
+    for shape in (None, *shapes):
+        rules = masks.rules(shape)
+        plans = [plan for plan in plans if plan_refusal(plan, rules, portfolio.max_active_stages) is None]
     return plans if BLIND in plans else [*plans[:1], BLIND, *plans[1:]]
+
+
+def layouts(host: Host, inputs: Iterable[Input]) -> list[PromptShape]:
+    """What the pictures of some inputs are to a host: the distinct shapes of their rows, the number of words apart.
+
+    Raises:
+        ValueError: an input that cannot be put to the model, with its id.
+    """
+    sizes: set[tuple[tuple[int, ...], ...]] = set()
+    found: dict[PromptShape, None] = {}
+    for each in inputs:
+        size = tuple(image.shape for image in each.images)
+        try:
+            if size in sizes:
+                host.inputs.prompt(each.question, 0, len(each.images))
+                continue
+            shape = host.open([each.image], [each.question]).shapes[0]
+        except BadInput as error:
+            raise ValueError(f"{each.id}: {error}") from None
+        sizes.add(size)
+        found[replace(shape, n_text=shape.newlines + 1)] = None
+    return list(found)
 
 
 def fill(
@@ -60,8 +93,8 @@ def fill(
     Args:
         host: an opened model, or what `load_host` takes.
         samples: samples (each of their turns is an input) or inputs.
-        plans: a portfolio (all of its plans that the host can run, and the blind one), or plans, the uncompressed one
-            first.
+        plans: a portfolio (all of its plans that the host can run on every input, and the blind one), or plans, the
+            uncompressed one first.
         out: Parquet file to write.
         workers: Ray actors that fill shards, each with a host of its own; 0 = this process.
         label_free: also record min(p_plan(y0), p_full(y0)) of the uncompressed model's own answer y0.
@@ -70,13 +103,16 @@ def fill(
         progress: show a bar on stderr.
         meta: more to write into the table's meta, plain data.
     Raises:
-        ValueError: no input, an input without accepted answers (where not `label_free`), a plan that the host cannot
-            run, or `out` holds the table of other inputs, plans or another host.
+        ValueError: no input, one without accepted answers (where not `label_free`), one that the model cannot be asked,
+            a plan that the host cannot run on all of them, or `out` holds the table of other inputs, plans or another
+            host.
     """
     host = _opened(host)
     inputs = list(_inputs(samples))
-    chosen = legal_plans(host, plans) if isinstance(plans, Portfolio) else list(plans)
-    _check(host, inputs, chosen, label_free)
+    _check(inputs, label_free)
+    shapes = layouts(host, inputs)
+    chosen = legal_plans(host, plans, shapes) if isinstance(plans, Portfolio) else list(plans)
+    _check_plans(host, chosen, shapes)
     about = _about(host, plans, answer_tokens, meta)
     key = _key(about, inputs, chosen, label_free, shard)
     out = Path(out)
@@ -147,7 +183,7 @@ def _features(
 ) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]], dict[str, float]]:
     """Groups, their names and their mean FLOPs; `seen` (N, 6) holds what stands at each stop."""
     groups = {
-        "pixels": np.stack([pixel_features(each.image) for each in inputs]),
+        "pixels": np.stack([pictures_features(each.image) for each in inputs]),
         "question": np.stack([question_features(each.question) for each in inputs]),
     }
     names, costs = {"pixels": PIXEL_FEATURES, "question": QUESTION_FEATURES}, {"pixels": 0.0, "question": 0.0}
@@ -188,17 +224,22 @@ def _inputs(samples: Iterable[Sample | Input]) -> Iterator[Input]:
             yield from inputs_of([each])
 
 
-def _check(host: Host, inputs: Sequence[Input], plans: Sequence[Plan], label_free: bool) -> None:
+def _check(inputs: Sequence[Input], label_free: bool) -> None:
     """Raises: ValueError, see `fill`."""
     if not inputs:
         raise ValueError("samples is empty, a table needs at least one input")
     for each in inputs:
         check_answers(each.id, each.answers, "label_free" if label_free else "exact")
+
+
+def _check_plans(host: Host, plans: Sequence[Plan], shapes: Sequence[PromptShape]) -> None:
+    """Raises: ValueError, see `fill`."""
     if plans[:1] != [UNCOMPRESSED]:
         raise ValueError("plans must start with the uncompressed one")
     for plan in plans:
         try:
-            host.forecast(plan, host.prompt_shape(1))
+            for shape in (host.prompt_shape(1), *shapes):
+                host.forecast(plan, shape)
         except ValueError as error:
             raise ValueError(f"plan {plan.label()}: {error}") from None
 
@@ -220,7 +261,10 @@ def _key(about: dict[str, Any], inputs: Sequence[Input], plans: Sequence[Plan], 
     digest = hashlib.sha256(json.dumps(said).encode())
     for each in inputs:
         digest.update(json.dumps([each.id, each.question, each.answers]).encode())
-        digest.update(np.ascontiguousarray(each.image).tobytes())
+        if len(each.images) > 1:
+            digest.update(repr([image.shape for image in each.images]).encode())
+        for image in each.images:
+            digest.update(np.ascontiguousarray(image).tobytes())
     return digest.hexdigest()
 
 

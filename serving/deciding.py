@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from foveate.controller.decision import Controller, Decision
-from foveate.controller.features import pixel_features, question_features
+from foveate.controller.features import pictures_features, question_features
 from foveate.controller.observation import Progress
 from foveate.models.features import reveal
 from foveate.models.host import Host
@@ -100,10 +100,7 @@ class Driver:
         self.masks = Masks(host, table, feature_cost=None if artefact.table is None else partial(feature_flops, host))
         self.decision_flops = sum(2 * array.size for array in artefact.network.arrays.values() if array.ndim == 2)
         self._full: dict[PromptShape, float] = {}
-        self._whole = None
-        if artefact.table is None:
-            legal = [plan_refusal(plan, self.masks.rules()) is None for plan in artefact.plans]
-            self._whole = np.asarray(legal)[:, None]
+        self._whole: dict[PromptShape, np.ndarray] | None = {} if artefact.table is None else None
 
     def run(
         self, rows: Sequence[Row], pictures: Sequence[Shown], dials: Dials, new_tokens: int
@@ -142,7 +139,7 @@ class Driver:
             longest = self.host.forecast(UNCOMPRESSED, row.shape, new_tokens).total
             decisions = self.decision_flops * len(STAGES)
             course.limit = dials.max_flops - max(0.0, longest - full) - decisions
-        course.groups = {"pixels": seen(picture), "question": question_features(row.question)}
+        course.groups = {"pixels": pictures_features(picture), "question": question_features(row.question)}
         return course
 
     def _decide(self, p: Pass, stage: str, courses: list[Course], dials: Dials, used: float) -> float:
@@ -182,11 +179,14 @@ class Driver:
 
     def _whole_mask(self, stage: str, shape: PromptShape, course: Course) -> np.ndarray:
         """The same where the whole plan is chosen at `input`."""
+        plans = self.controller.artefact.plans
         if stage != STAGES[0]:
-            return np.zeros_like(self._whole)
-        mask = self._whole.copy()
+            return np.zeros((len(plans), 1), bool)
+        if shape not in self._whole:
+            rules = self.masks.rules(shape)
+            self._whole[shape] = np.asarray([[plan_refusal(plan, rules) is None] for plan in plans])
+        mask = self._whole[shape].copy()
         if course.limit is not None:
-            plans = self.controller.artefact.plans
             prices = [self.masks.price(p, shape) if ok else np.inf for p, ok in zip(plans, mask[:, 0], strict=True)]
             mask[:, 0] &= np.asarray(prices) <= course.limit
         if not mask.any():
@@ -234,13 +234,6 @@ class Driver:
         course.plan = self.controller.plan(decision)
         chosen = course.plan.active or ((STAGES[0], NONE),)
         course.taken = [(stage, choice, decision.reason) for stage, choice in chosen]
-
-
-def seen(pictures: Shown) -> np.ndarray:
-    """Pixel features of a row; of several pictures, their mean."""
-    if isinstance(pictures, np.ndarray):
-        return pixel_features(pictures)
-    return np.mean([pixel_features(picture) for picture in pictures], axis=0)
 
 
 def mildest(mask: np.ndarray) -> tuple[int, int]:

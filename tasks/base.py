@@ -54,7 +54,7 @@ class Turn:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One picture with its questions.
+    """One picture, or several that are asked about together, with their questions.
 
     Args:
         id: "task/split/index", with "~r" behind it for the r-th twin.
@@ -63,11 +63,12 @@ class Sample:
         split: one of SPLITS.
         family: digest of the scene programme without its noise: the unit for bootstraps. Twins share it.
         index: position in the split.
-        image: (H, W, 3) uint8; 96 x 96 for built-in tasks.
+        image: (H, W, 3) uint8, the first picture; 96 x 96 for built-in tasks, which show no other.
         turns: the questions, in the order they are asked.
         caption: short description of what is on the picture.
         dense: (24, 24, 2) int16, for each 4 x 4 px cell the class (DENSE_WHAT) and the colour (DENSE_COLOUR) that
             cover most of its labelled pixels; 0 where fewer than a quarter of them are labelled. None = no labels.
+        more: the pictures behind `image`, in the order of the prompt.
     """
 
     id: str
@@ -80,6 +81,17 @@ class Sample:
     turns: tuple[Turn, ...]
     caption: str = ""
     dense: np.ndarray | None = None
+    more: tuple[np.ndarray, ...] = ()
+
+    @property
+    def images(self) -> tuple[np.ndarray, ...]:
+        """All pictures."""
+        return (self.image, *self.more)
+
+    @property
+    def shown(self) -> np.ndarray | tuple[np.ndarray, ...]:
+        """What a model is shown: the picture, or the tuple of several."""
+        return self.images if self.more else self.image
 
 
 class Task(ABC):

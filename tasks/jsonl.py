@@ -12,7 +12,7 @@ from foveate.tasks.base import Sample, TaskDataError, Turn
 from foveate.tasks.images import open_picture
 from foveate.tasks.splits import digest
 
-KEYS = {"image", "question", "answers", "turns", "regime", "split", "family", "id", "caption"}
+KEYS = {"image", "images", "question", "answers", "turns", "regime", "split", "family", "id", "caption"}
 
 
 def read_jsonl(
@@ -24,8 +24,9 @@ def read_jsonl(
     """Samples of a JSONL file, one after the other: the file is never held in memory.
 
     A row is {"image": "a.png", "question": "...", "answers": ["..."]} or {"image": ..., "turns": [{"question": ...,
-    "answers": [...]}, ...]}, with "regime", "split", "family", "id" and "caption" if wanted. `answers` may be null: the
-    row is then label-free. Blank lines are passed over. Pictures keep their size; they are turned as their EXIF data
+    "answers": [...]}, ...]}, with "regime", "split", "family", "id" and "caption" if wanted. Questions about several
+    pictures have "images": ["a.png", "b.png"] instead, in the order of the prompt. `answers` may be null: the row is
+    then label-free. Blank lines are passed over. Pictures keep their size; they are turned as their EXIF data
     says and made RGB.
 
     Args:
@@ -86,20 +87,35 @@ def sample_of(line: bytes, number: int, path: Path, root: Path) -> Sample:
     unknown = sorted(set(row) - KEYS)
     if unknown:
         raise TaskDataError(f"unknown key {unknown[0]!r}, known are {', '.join(sorted(KEYS))}")
-    turns = _turns(row)
-    name = _text(row, "image", None)
-    image = open_picture(name, root)
+    turns, names = _turns(row), _names(row)
+    image, *more = (open_picture(name, root) for name in names)
     return Sample(
         id=_text(row, "id", f"{path.stem}/{number}"),
         task=path.stem,
         regime=_text(row, "regime", path.stem),
         split=_text(row, "split", "user"),
-        family=_text(row, "family", digest([path.stem, name])),
+        family=_text(row, "family", digest([path.stem, *names])),
         index=number - 1,
         image=image,
         turns=turns,
         caption=_text(row, "caption", ""),
+        more=tuple(more),
     )
+
+
+def _names(row: dict[str, Any]) -> list[str]:
+    """The picture files of a row."""
+    if "images" not in row:
+        return [_text(row, "image", None)]
+    if "image" in row:
+        raise TaskDataError("give either image or images, not both")
+    names = row["images"]
+    if not isinstance(names, list) or not names:
+        raise TaskDataError("images is empty or no list")
+    for position, name in enumerate(names):
+        if not isinstance(name, str) or not name.strip():
+            raise TaskDataError(f"images[{position}] is {name!r}, expected text")
+    return names
 
 
 def _text(row: dict[str, Any], key: str, default: str | None) -> str:

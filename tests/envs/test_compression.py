@@ -1,4 +1,5 @@
 import warnings
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
@@ -142,6 +143,15 @@ class TestEpisode:
             assert not observation["vector"][env.layout.slices["block1"].start :].any()
         full = host.forecast(UNCOMPRESSED, env.episode.shape, 4).total
         assert trail[-1][4]["cost"] == host.forecast(plan, env.episode.shape, 4).total / full
+
+    def test_an_episode_may_show_several_pictures(self, make, host, inputs):
+        both = replace(inputs[1], image=(inputs[0].image, inputs[1].image))
+        env, plan = make(), Plan.of(outside=("visionzip", 0.25), prefill=("fastv", 0.5))
+        rewards, info = follow(env, plan, input=both)
+        p = host.open([both.image], [both.question]).run(plan)
+        assert info["prob"] == pytest.approx(np.exp(p.score([both.answers])[0].logprob[0]), rel=1e-4)
+        assert p.counts["outside"] == [8] and env.episode.shape.n_tokens == 32
+        assert sum(rewards) == pytest.approx(info["quality"] - 0.5 * info["cost"])
 
     def test_equal_seeds_give_equal_episodes(self, make):
         one, two = make(), make()

@@ -144,3 +144,48 @@ def test_a_table_of_samples_has_an_input_for_each_turn(host, tmp_path):
     table = fill(host, [sample], [UNCOMPRESSED, BLIND], tmp_path / "t.parquet", progress=False)
     assert table.ids.tolist() == [f"{sample.id}#{i}" for i in range(len(sample.turns))]
     assert Table.load(tmp_path / "t.parquet").same_as(table)
+
+
+def several(inputs):
+    """An input of one picture, one of two, one of the same two in the other order."""
+    one, two = inputs[0], inputs[1]
+    both = dataclasses.replace(two, id="both#0", image=(one.image, two.image))
+    return [one, both, dataclasses.replace(both, id="turned#0", image=both.image[::-1])]
+
+
+def test_inputs_of_several_pictures_are_filled_as_the_host_answers_them(host, inputs, single, tmp_path):
+    asked = several(inputs)
+    table = fill(host, asked, single, tmp_path / "t.parquet", label_free=True, progress=False)
+    assert table.plans == tuple(legal_plans(host, single))
+    for i, each in enumerate(asked):
+        for j in (0, 1, len(table.plans) - 1):
+            p = host.open([each.image], [each.question]).run(table.plans[j])
+            assert table.prob[i, j] == pytest.approx(np.exp(p.score([each.answers])[0].logprob[0]), rel=1e-4)
+            assert table.kv[i, j] == p.ledger[0].kv_bytes_end
+    assert table.tokens[:, 0].tolist() == [16, 32, 32]
+    assert np.allclose(table.groups["pixels"][1], table.groups["pixels"][2], atol=1e-6)
+    assert not np.allclose(table.groups["pixels"][0], table.groups["pixels"][1])
+    assert table.prob[1, 0] != table.prob[2, 0], "the order of pictures is seen"
+
+
+def test_a_plan_that_some_input_cannot_have_is_left_out_or_named(host, inputs, single, tmp_path, monkeypatch):
+    asked, real = several(inputs), type(host).forecast
+    odd = Plan.of(prefill=("fastv", 0.5))
+
+    def forecast(self, plan, shape, *rest):
+        if plan["prefill"] == odd["prefill"] and len(shape.grids) > 1:
+            raise ValueError("one picture only")
+        return real(self, plan, shape, *rest)
+
+    monkeypatch.setattr(type(host), "forecast", forecast)
+    shapes = replay.layouts(host, asked)
+    assert [len(shape.grids) for shape in shapes] == [1, 2]
+    assert odd in legal_plans(host, single) and odd not in legal_plans(host, single, shapes)
+    with pytest.raises(ValueError, match=r"plan prefill:fastv@0\.5: one picture only"):
+        fill(host, asked, [UNCOMPRESSED, odd], tmp_path / "t.parquet", progress=False)
+
+
+def test_an_input_that_cannot_be_put_to_the_model_is_named(host, inputs, tmp_path):
+    wrong = dataclasses.replace(inputs[1], id="mine/7#0", question="what is <image> ?")
+    with pytest.raises(ValueError, match=r"^mine/7#0: question 0: contains the image token"):
+        fill(host, [inputs[0], wrong], [UNCOMPRESSED], tmp_path / "t", progress=False)

@@ -50,6 +50,29 @@ def test_rows_about_one_picture_share_a_family(folder):
     assert first.family == second.family and first.id != second.id
 
 
+def test_a_row_may_ask_about_several_pictures_in_order(folder):
+    Image.new("RGB", (3, 5), (40, 50, 60)).save(folder / "b.png")
+    about = {"question": "which is larger?", "answers": ["the first"]}
+    path = write(
+        folder,
+        {"image": "a.png", **about},
+        {"images": ["a.png", "b.png"], **about},
+        {"images": ["a.png", "b.png"], "turns": [about, about]},
+        {"images": ["b.png", "a.png"], **about},
+    )
+    one, two, same, turned = read_jsonl(path)
+    assert one.images == (one.image,) and one.shown is one.image
+    assert [image.shape for image in two.images] == [(4, 6, 3), (5, 3, 3)] and two.shown == two.images
+    assert two.image is two.images[0] and turned.image.shape == (5, 3, 3)
+    assert two.family == same.family and len({one.family, two.family, turned.family}) == 3
+
+
+def test_a_list_of_one_picture_is_that_picture(folder):
+    about = {"question": "q?", "answers": None}
+    plain, listed = read_jsonl(write(folder, {"image": "a.png", **about}, {"images": ["a.png"], **about}))
+    assert plain.family == listed.family and listed.more == ()
+
+
 def test_pictures_may_lie_in_another_folder(folder, tmp_path):
     other = tmp_path / "rows"
     other.mkdir()
@@ -69,6 +92,11 @@ BAD = [
     ({"question": "q?", "answers": ["x"]}, "image is missing"),
     ({**GOOD, "image": 3}, "image is 3, expected text"),
     ({**GOOD, "image": "b.png"}, "image 'b.png': not found under "),
+    ({**GOOD, "images": ["a.png"]}, "give either image or images, not both"),
+    ({"question": "q?", "answers": ["x"], "images": []}, "images is empty or no list"),
+    ({"question": "q?", "answers": ["x"], "images": "a.png"}, "images is empty or no list"),
+    ({"question": "q?", "answers": ["x"], "images": ["a.png", 3]}, "images[1] is 3, expected text"),
+    ({"question": "q?", "answers": ["x"], "images": ["a.png", "b.png"]}, "image 'b.png': not found under "),
     ({**GOOD, "image": "."}, "image '.': not found under "),
     ({**GOOD, "image": "x" * 300}, "File name too long"),
     ({**GOOD, "question": "  "}, "question is empty or missing"),
