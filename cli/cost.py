@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from foveate.models.host import Host
 
 EXAMPLE = 'foveate cost --model qwen2.5-vl-7b --image 1024x768 --plan "outside:visionzip@0.25" --text 24'
-MODEL_HELP = "reference, a folder, a config.json, or the name of a shipped configuration, such as llava-1.5-7b"
+MODEL_HELP = "reference, a folder, a config.json, a shipped configuration's name, such as llava-1.5-7b, or a hub id"
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
@@ -25,6 +25,7 @@ Size = tuple[int, int]
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
     parser.add_argument("--model", default="reference", metavar="CONFIG", help=MODEL_HELP)
+    parser.add_argument("--dtype", help="of the weights, and so of the KV cache (default: the configuration's)")
     parser.add_argument("--plan", default="none", help=PLAN_HELP)
     parser.add_argument(
         "--image",
@@ -47,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
     plan = read_plan(args.plan)
     from foveate.models.on_paper import paper_host  # torch and transformers, once the arguments are known to be right
 
-    found = cost(paper_host(args.model), plan, args.text, args.answer, args.turns, sizes)
+    found = cost(paper_host(args.model, args.dtype), plan, args.text, args.answer, args.turns, sizes)
     print(json.dumps(found, indent=2) if args.json else table(found))
     return 0
 

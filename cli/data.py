@@ -24,7 +24,11 @@ def arguments(parser: argparse.ArgumentParser, split: str, n: int) -> None:
     parser.add_argument("--split", default=split, choices=SPLITS, help=f"their split (default: {split})")
     parser.add_argument("--n", type=int, default=n, metavar="N", help=f"samples (default: {n})")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the regimes (default: 0)")
-    parser.add_argument("--jsonl", metavar="FILE", help="your own data instead: image, question, answers in every row")
+    parser.add_argument(
+        *("--jsonl", "--data"),
+        metavar="FILE",
+        help="your own data instead: image (or images, of several), question, answers in every row",
+    )
     parser.add_argument("--images", metavar="FOLDER", help="folder that its image paths start from (default: its own)")
     parser.add_argument("--skip-bad", action="store_true", help="report bad rows of --jsonl and go on")
 

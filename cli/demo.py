@@ -27,6 +27,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--asks", type=int, default=8, metavar="N", help="pictures answered at the end (default: 8)")
     parser.add_argument("--out", metavar="FOLDER", help="over the file's out")
     parser.add_argument("--model", help="over the file's model.name")
+    parser.add_argument("--dtype", help="over the file's model.dtype")
+    parser.add_argument("--device", help="over the file's model.device")
     parser.add_argument("--learned", metavar="FOLDER", help="over the file's model.learned")
 
 
@@ -45,6 +47,7 @@ def main(args: argparse.Namespace) -> int:
     if args.test < 1 or args.asks < 0:
         raise ValueError(f"--test {args.test} must be 1 or more, --asks {args.asks} 0 or more")
     flags = {"out": args.out, "model.name": args.model, "model.learned": args.learned}
+    flags |= {"model.dtype": args.dtype, "model.device": args.device}
     config = read_config(RunConfig, find_config(".", args.config), flags)
     out = Path(config.out)
     trained = run(config, resume=(out / "checkpoint.pt").exists())

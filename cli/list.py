@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveate.cli.reading import open_model
 from foveate.cli.text import columns
 
 if TYPE_CHECKING:
@@ -51,15 +49,13 @@ def main(args: argparse.Namespace) -> int:
 
 
 def hosts_of(names: Sequence[str]) -> dict[str, Host]:
-    """Name -> host, on paper where a configuration tells enough; only a hub id is loaded. Raises: UnsupportedModel."""
+    """Name -> host, on paper: a configuration tells enough. Raises: UnsupportedModel."""
     found: dict[str, Host] = {}
     for name in names:
         from foveate.models.on_paper import family_hosts, paper_host  # torch and transformers: only where asked for
 
         if name == FAMILIES:
             found |= family_hosts()
-        elif "/" in name and name[0] not in "./~" and not Path(name).exists():
-            found[name] = open_model(name)
         else:
             found[name] = paper_host(name)
     return found

@@ -16,8 +16,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FOLDER", help="over the file's out")
     parser.add_argument("--seed", type=int, help="over the file's seed")
     parser.add_argument("--model", help="over the file's model.name")
+    parser.add_argument("--dtype", help="over the file's model.dtype")
     parser.add_argument("--device", help="over the file's model.device")
     parser.add_argument("--learned", metavar="FOLDER", help="over the file's model.learned")
+    parser.add_argument("--jsonl", "--data", metavar="FILE", help="over the file's data.jsonl: your own questions")
+    parser.add_argument("--images", metavar="FOLDER", help="over the file's data.images")
     parser.add_argument("--portfolio", help="over the file's portfolio")
     parser.add_argument("--updates", type=int, metavar="N", help="over the file's policy.updates")
     parser.add_argument("--workers", type=int, metavar="N", help="over the file's rollouts.workers")
@@ -30,8 +33,9 @@ def main(args: argparse.Namespace) -> int:
     from foveate.cli.training import RunConfig, run
     from foveate.plans.files import find_config
 
-    flags = {"out": args.out, "seed": args.seed, "model.name": args.model, "model.device": args.device}
-    flags |= {"model.learned": args.learned, "portfolio": args.portfolio}
+    flags = {"out": args.out, "seed": args.seed, "model.name": args.model, "model.dtype": args.dtype}
+    flags |= {"model.device": args.device, "model.learned": args.learned, "portfolio": args.portfolio}
+    flags |= {"data.jsonl": args.jsonl, "data.images": args.images}
     flags |= {"policy.updates": args.updates, "rollouts.workers": args.workers}
     config = read_config(RunConfig, find_config(".", args.config), flags)
     trained = run(config, args.resume)

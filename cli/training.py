@@ -53,7 +53,8 @@ class DataConfig:
     Args:
         tasks: built-in tasks.
         train, validation, calibration: samples of each part.
-        jsonl: your own data instead, all of it, cut into the three parts by family.
+        jsonl: your own data instead, questions about one picture or several, all of it, cut into the three parts by
+            family.
         images: folder that its image paths start from; None = its own.
         label_free: also judge by the uncompressed model's own answers.
     Raises:

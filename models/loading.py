@@ -22,9 +22,7 @@ from foveate.models.text_tower import FOLDER, TextTower
 def load(model: str | Path, dtype: str, device: Device, learned: str | Path | None = None) -> Host:
     """See `foveate.models.load_host`."""
     path = WEIGHTS if str(model) == "reference" else Path(model)
-    kind = getattr(torch, dtype, None)
-    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-        raise UnsupportedModel(f"{model}: dtype {dtype!r} is no floating-point dtype of torch")
+    kind = dtype_of(str(model), dtype)
     local = path.is_dir()
     if local and not (path / "config.json").is_file():
         raise UnsupportedModel(f"{path}: no config.json there")
@@ -49,6 +47,14 @@ def load(model: str | Path, dtype: str, device: Device, learned: str | Path | No
     tower = TextTower.load(path / FOLDER, processor.tokenizer, kind, place) if local else None
     raw = json.loads((path / "config.json").read_text()) if local else None
     return attach(kind_of(loaded, processor, tower, str(model), raw), learned)
+
+
+def dtype_of(model: str, dtype: str) -> torch.dtype:
+    """torch's dtype of that name. Raises: UnsupportedModel, naming the model, where it is none for weights."""
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise UnsupportedModel(f"{model}: dtype {dtype!r} is no floating-point dtype of torch")
+    return kind
 
 
 def read_config(source: str, name: str) -> tuple[PreTrainedConfig, type[Host]]:

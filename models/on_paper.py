@@ -26,7 +26,7 @@ from foveate.models.errors import BadInput, UnsupportedModel
 from foveate.models.families import FAMILIES, family
 from foveate.models.host import Host
 from foveate.models.inputs import PromptShape
-from foveate.models.loading import read_config
+from foveate.models.loading import dtype_of, read_config
 from foveate.models.processors import Parts, load_processor
 from foveate.models.reference import WEIGHTS
 from foveate.models.text_tower import FOLDER, PROJECTION, TextTower
@@ -125,26 +125,35 @@ class StandIn:
         return {"input_ids": [self.image_token_id if p == self.image else other for p in self.pieces.findall(text)]}
 
 
-def paper_host(model: str | Path) -> Host:
+def paper_host(model: str | Path, dtype: str | None = None) -> Host:
     """A host that can be asked what it would cost: it has a configuration, and no weights.
 
     Args:
-        model: "reference", a folder with a config.json, such a file, or the name of a shipped one ("llava-1.5-7b").
+        model: "reference", a folder with a config.json, such a file, the name of a shipped one ("llava-1.5-7b"), or a
+            hub id, of which the small files are fetched.
+        dtype: of the weights, for the bytes of the cache; None = the configuration's own.
     Raises:
-        UnsupportedModel: nothing there, or a model that no host here can open.
+        UnsupportedModel: nothing there, a model that no host here can open, or no such dtype.
     """
-    path = config_path(model)
-    config, kind = read_config(str(path), str(model))
-    folder = path if path.is_dir() else path.parent if path.name == "config.json" else None
+    path = None if is_hub_id(model) else config_path(model)
+    config, kind = read_config(str(path or model), str(model))
+    if dtype is not None:
+        config.dtype = dtype_of(str(model), dtype)
+    folder = path if path and path.is_dir() else path.parent if path and path.name == "config.json" else None
     try:
-        processor = _processor(folder, config)
+        processor = load_processor(str(model), config) if path is None else _processor(folder, config)
         beside = folder is not None and (folder / FOLDER).is_dir()
         text = _text_tower(folder / FOLDER, processor.tokenizer) if beside else None
         host = kind.on_paper(config, str(model), text)
         host.inputs = host.inputs_of(processor)
     except (OSError, ValueError, SafetensorError) as error:
-        raise UnsupportedModel(f"{path}: {' '.join(str(error).split())}") from error
+        raise UnsupportedModel(f"{path or model}: {' '.join(str(error).split())}") from error
     return host
+
+
+def is_hub_id(model: str | Path) -> bool:
+    """Whether a model's name is "owner/name", and no file or folder of that name is there."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(model)) is not None and not Path(model).exists()
 
 
 def family_hosts() -> dict[str, Host]:

@@ -41,6 +41,26 @@ def test_a_single_file_is_enough_and_its_dtype_sets_the_bytes_of_the_cache(call,
     assert half["plan"]["flops"] == whole["plan"]["flops"]
 
 
+def test_the_dtype_of_the_weights_can_be_named(call, folder):
+    half = json.loads(call("cost", "--model", folder, "--dtype", "bfloat16", "--json").out)
+    whole = json.loads(call("cost", "--model", folder, "--dtype", "float32", "--json").out)
+    assert 2 * half["plan"]["kv_bytes"] == whole["plan"]["kv_bytes"]
+    assert call("cost", "--model", folder, "--dtype", "int8").refused("cost", "int8")
+
+
+def test_of_a_hub_id_the_small_files_are_enough(call, folder, monkeypatch):
+    from foveate.models import on_paper
+
+    for name in ("read_config", "load_processor"):
+        real = getattr(on_paper, name)
+        monkeypatch.setattr(on_paper, name, lambda source, about, real=real: real(str(folder), about))
+    found = json.loads(call("cost", "--model", "owner/name", "--text", 9, "--json").out)
+    local = json.loads(call("cost", "--model", folder, "--text", 9, "--json").out)
+    assert found["model"] == "owner/name" and found["plan"] == local["plan"]
+    monkeypatch.undo()
+    assert call("cost", "--model", "owner/name").refused("cost", "owner/name")
+
+
 def test_the_report_holds_both_passes_and_their_share(call, folder, host):
     found = json.loads(call("cost", "--model", folder, "--plan", TWO.label(), "--text", 9, "--answer", 3, "--json").out)
     shape = host.prompt_shape(9)

@@ -43,6 +43,18 @@ def jsonl(tmp_path, photo):
     return path
 
 
+@pytest.fixture
+def pairs(tmp_path, serving):
+    """Thirty questions about two pictures of different sizes, and one about a single picture."""
+    for i in range(8):
+        Image.fromarray(serving.tiny.picture(i, 32 + 8 * i, 48)).save(tmp_path / f"{i}.png")
+    asked = {"question": "is the thing red or blue ?", "answers": ["red"]}
+    rows = [{"images": [f"{i % 8}.png", f"{i // 8}.png"], **asked} for i in range(30)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"image": "0.png", **asked}]))
+    return path
+
+
 @pytest.fixture(scope="module")
 def run(folder, portfolio, tmp_path_factory):
     """A finished training: its folder, and the configuration file."""
@@ -133,6 +145,29 @@ class TestBench:
         assert all(f"| {plan} |" in got.out for plan in plans)
         assert Image.open(tmp_path / "bench" / "bench.png").format == "PNG"
 
+    def test_questions_about_two_pictures_are_benched(self, call, folder, pairs, tmp_path):
+        argv = ["--stages", "outside,prefill", "--methods", "random,fastv", "--ratios", "0.5", "--n", 4]
+        got = call("bench", "--model", folder, *argv, "--data", pairs, "--rounds", 1, "--out", tmp_path / "bench")
+        assert got.status == 0, got.err
+        rows = {row["plan"]: row for row in csv.DictReader((tmp_path / "bench" / "bench.csv").open())}
+        assert list(rows) == ["none", "outside:random@0.5", "prefill:fastv@0.5", "prefill:random@0.5", "blind"]
+        assert float(rows["none"]["tokens"]) == 32 and float(rows["outside:random@0.5"]["tokens"]) == 16
+
+    def test_a_row_of_several_pictures_that_cannot_be_used_says_what_and_where(self, call, folder, pairs, tmp_path):
+        lines = pairs.read_text().splitlines()
+        argv = ["bench", "--model", folder, "--stages", "outside", "--methods", "random", "--out", tmp_path / "bench"]
+        for change, word in (
+            (lambda row: row | {"images": ["0.png", "gone.png"]}, "gone.png"),
+            (lambda row: row | {"images": []}, "images is empty"),
+            (lambda row: row | {"image": "0.png"}, "either image or images"),
+        ):
+            wrong = [*lines[:2], json.dumps(change(json.loads(lines[2]))), *lines[3:]]
+            pairs.write_text("\n".join(wrong))
+            assert call(*argv, "--data", pairs).refused("bench", "pairs.jsonl:3", word)
+        marked = json.dumps(json.loads(lines[2]) | {"question": "what is <image> ?"})
+        pairs.write_text("\n".join([*lines[:2], marked, *lines[3:]]))
+        assert call(*argv, "--data", pairs).refused("bench", "pairs/3", "image token")
+
     @pytest.mark.parametrize(
         ("argv", "words"),
         [
@@ -169,6 +204,23 @@ class TestTrain:
         again = call("train", config, "--resume")
         assert again.status == 0 and str(out / "controller.fov") in again.out
         assert (out / "controller.fov").read_bytes() == before
+
+    def test_questions_about_two_pictures_are_trained_on_and_answered(
+        self, run, call, folder, pairs, serving, tmp_path
+    ):
+        from foveate.models import load_host
+        from foveate.rollouts.table import Table
+        from foveate.serving.gate import Gate
+
+        out = tmp_path / "pairs"
+        got = call("train", run[1], "--data", pairs, "--out", out, "--dtype", "float32", "--device", "cpu")
+        assert got.status == 0, got.err
+        table = Table.load(out / "inputs.parquet")
+        assert table.n == 31 and sorted(set(table.tokens[:, 0].tolist())) == [16, 32]
+        gate = Gate(load_host(folder), None, out / "policy.fov")
+        pictures = [serving.tiny.picture(i) for i in range(2)]
+        assert len(gate.answer([pictures, pictures[0]], ["is the thing red or blue ?"] * 2, 3)) == 2
+        assert gate.counters["rows"] == 2 and gate.counters["compressor"] == 0
 
     def test_the_exported_controller_answers_through_run(self, run, call, folder, photo, tmp_path):
         out, _ = run
