@@ -19,6 +19,7 @@ VERBS = {
     "run": "answer a question about a picture, compressed as the controller decides",
     "list": "the compressors that there are",
     "cost": "what a plan will cost on a model, without running it",
+    "distill": "train the weights of a learned compressor for a model",
     "replay": "fill a table: every plan of a portfolio on every input",
     "train": "train a policy",
     "export": "write a trained policy as one controller file",

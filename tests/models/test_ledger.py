@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from foveate.compressors.learned import untrained
 from foveate.compressors.registry import COMPRESSORS, make
 from foveate.models import load_host
 from foveate.models.errors import HostError
@@ -45,6 +46,9 @@ def eager_hosts(folders):
             made[key].model.set_attn_implementation("eager")
             if made[key].text is not None:
                 made[key].text.model.set_attn_implementation("eager")
+            for stage, name in (k for k, cls in COMPRESSORS.items() if cls.learned):
+                method = untrained(make(stage, name), made[key].widths, made[key].matrices())
+                made[key].learned[stage, name] = method.network.eval()
         return made[key]
 
     return get

@@ -1,0 +1,100 @@
+"""How good a learned compressor is: held-out answers behind it and behind average pooling to as many tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from foveate.compressors.base import STAGES, Compressor
+from foveate.compressors.learned import TRAINING_RATIOS
+from foveate.models.distilling.lessons import Lesson
+from foveate.models.distilling.losses import answer_losses
+from foveate.models.distilling.pairs import Batch, logits, nearest
+from foveate.models.host import Host
+
+POOL = ("projector", "average_pool")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One keep ratio; all numbers are means over positions of held-out answers.
+
+    Attributes:
+        keep: ratio, mean over rows.
+        count: tokens of a row behind the method, mean over rows.
+        kl, agreement: divergence from the uncompressed host in nats, and share of equal arg-maxima, of the method.
+        pool_kl, pool_agreement: of average pooling to as many tokens.
+        rows: inputs judged.
+    """
+
+    keep: float
+    count: float
+    kl: float
+    agreement: float
+    pool_kl: float
+    pool_agreement: float
+    rows: int
+
+    @property
+    def better(self) -> bool:
+        """Whether the method beats average pooling in both."""
+        return self.kl < self.pool_kl and self.agreement > self.pool_agreement
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def judge(
+    host: Host,
+    stage: str,
+    method: Compressor,
+    lessons: Sequence[Lesson],
+    batch: int,
+    ratios: Sequence[float] = TRAINING_RATIOS,
+) -> list[Figure]:
+    """A figure for each ratio near which both can give equal counts; a ratio that is met twice is judged once.
+
+    Args:
+        host: the teacher.
+        stage: where the method acts.
+        method: with its network.
+        lessons: not trained on.
+        batch: rows at a time.
+        ratios: wanted keep ratios.
+    """
+    methods = {(stage, method.name): method, POOL: host.make(*POOL)}
+    sums: dict[float, list[float]] = {}
+    for start in range(0, len(lessons), batch):
+        each = Batch(host, min(stage, POOL[0], key=STAGES.index), lessons[start : start + batch])
+        answers = each.answers()
+        met = [tuple(nearest(list(methods.values()), shapes, ratio) for shapes in each.shapes) for ratio in ratios]
+        for ratio, keeps in zip(ratios, met, strict=True):
+            rows = [row for row, keep in enumerate(keeps) if keep < 1]
+            if not rows or met.index(keeps) != ratios.index(ratio):
+                continue
+            length, theirs = answers.length[rows], logits(each.teacher, answers, rows)
+            places = float((length + 1).sum())
+            found = sums.setdefault(ratio, [0.0] * 8)
+            found[0], found[1] = found[0] + len(rows), found[1] + places
+            for at, ((where, _), one) in enumerate(methods.items()):
+                p = each.student(where, one, keeps)
+                kl, same = answer_losses(logits(p, answers, rows), theirs, length)
+                found[2 + 2 * at] += places * float(kl)
+                found[3 + 2 * at] += places * float(same)
+                if not at:
+                    found[6] += sum(keeps[row] for row in rows)
+                    found[7] += sum(p.counts[stage][row] for row in rows)
+    return [_figure(*found) for _, found in sorted(sums.items())]
+
+
+def _figure(
+    rows: float, places: float, kl: float, same: float, pool_kl: float, pool_same: float, keep: float, count: float
+) -> Figure:
+    """From sums to means."""
+    means = (kl / places, same / places, pool_kl / places, pool_same / places)
+    return Figure(keep / rows, count / rows, *means, rows=int(rows))

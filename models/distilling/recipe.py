@@ -1,0 +1,281 @@
+"""The recipe of every learned compressor: warm start on features, then distillation through the decoder.
+
+Tower, projector and decoder of the host are fixed; only the method's network learns. Stage "features" makes its tokens
+like the host's own, without the decoder (see `losses.feature_loss`). Stage "answers" takes a question along:
+divergence of the next-token distribution from that of the host with all tokens, on the positions of the answer
+(weight 1), cross-entropy of the answer (0.5), and the features as an anchor (0.1). AdamW without decay, warm-up over
+3 % of each stage, then a cosine to zero; gradients are clipped at 1; weights are float32 whatever the host's.
+
+What a step draws depends on seed, stage and step alone: a run that was interrupted gives the same weights as one that
+was not.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.compressors.base import STAGES
+from foveate.compressors.learned import DISTILLED, Learned, untrained
+from foveate.compressors.registry import COMPRESSORS, make
+from foveate.models import learned
+from foveate.models.answers import judged
+from foveate.models.distilling.judge import Figure, judge
+from foveate.models.distilling.lessons import Lessons
+from foveate.models.distilling.losses import Reconstructor, answer_losses, feature_loss
+from foveate.models.distilling.pairs import Batch, drawn, logits, views
+from foveate.models.errors import HostError
+from foveate.models.host import Host
+from foveate.tasks.splits import stream
+
+PARTS = ("features", "answers")
+CROSS_ENTROPY, ANCHOR = 0.5, 0.1
+WARM, CLIP, BETAS = 0.03, 1.0, (0.9, 0.98)
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run.
+
+    Args:
+        steps_a: of the stage "features".
+        steps_b: of the stage "answers".
+        batch: rows of a step.
+        seed: of the network's first weights and of all that is drawn.
+        held_out: rows that judge the result.
+        save_every: steps between checkpoints.
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    steps_a: int = 1000
+    steps_b: int = 2000
+    batch: int = 32
+    seed: int = 0
+    held_out: int = 128
+    save_every: int = 100
+
+    def __post_init__(self) -> None:
+        lowest = {"steps_a": 0, "steps_b": 0, "batch": 1, "seed": 0, "held_out": 1, "save_every": 1}
+        for name, least in lowest.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: {getattr(self, name)} is below {least}")
+        if self.steps_a + self.steps_b < 1:
+            raise ValueError("steps_a and steps_b: are both 0, nothing would be learnt")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step that has been taken.
+
+    Attributes:
+        part: stage of the recipe.
+        step, steps: so far and in all, in this stage.
+        rate: learning rate of the step.
+        keep: keep ratio of the step, mean over rows.
+        losses: by name; "loss" is their weighted sum.
+    """
+
+    part: str
+    step: int
+    steps: int
+    rate: float
+    keep: float
+    losses: dict[str, float]
+
+
+def find(name: str, host: Host) -> tuple[str, Learned]:
+    """Stage and method that a name means, for a host that could run it.
+
+    Args:
+        name: of a learned method, with "STAGE:" in front where several stages have one.
+        host: that shall be taught.
+    Raises:
+        ValueError: no such method, one that does not learn or is not made by this recipe, or several of that name.
+        HostError: this host cannot run it.
+    """
+    stage, _, method = name.rpartition(":")
+    known = sorted(key for key, cls in COMPRESSORS.items() if cls.learned and cls.made_by == DISTILLED)
+    found = [key for key in known if key[1] == method and stage in ("", key[0])]
+    if len(found) != 1:
+        wrong = "is several" if found else "is no method that is distilled"
+        raise ValueError(f"{name!r} {wrong}; there are {', '.join(f'{s}:{n}' for s, n in known)}")
+    if (reason := host.forbids(*found[0])) is not None:
+        raise HostError(f"{host.name}: {reason}")
+    return found[0][0], make(*found[0])
+
+
+class Run:
+    """A training with its checkpoint, which is replaced atomically.
+
+    Args:
+        host: the teacher; its weights are fixed from now on.
+        name: of the method, see `find`.
+        lessons: to train on.
+        settings: numbers.
+        folder: for the checkpoint.
+        resume: go on from the checkpoint in it. Without it a folder that holds one is refused.
+    Raises:
+        ValueError: see `find`; a folder that holds another training, or one where nothing was asked to go on.
+    """
+
+    def __init__(
+        self, host: Host, name: str, lessons: Lessons, settings: Settings, folder: str | Path, resume: bool = False
+    ) -> None:
+        self.host, self.lessons, self.settings = host, lessons, settings
+        self.stage, method = find(name, host)
+        self.by_features = STAGES.index(self.stage) < STAGES.index("prefill")
+        host.model.requires_grad_(False)
+        if host.text is not None:
+            host.text.model.requires_grad_(False)
+        method = untrained(method, host.widths, host.matrices(), settings.seed)
+        self.method = replace(method, network=method.network.to(host.device, torch.float32).train())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.reconstructor = Reconstructor(host.grid, host.widths.decoder).to(host.device)
+        self.path, self.part, self.step = Path(folder) / CHECKPOINT, PARTS[0], 0
+        if self.path.exists() and not resume:
+            raise ValueError(f"{self.path}: a training already; go on with it (--resume), or choose another folder")
+        self.optimiser = self._optimiser()
+        if self.path.exists():
+            self._restore()
+
+    @property
+    def network(self) -> nn.Module:
+        """What learns and stays."""
+        return self.method.network
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree in to be gone on with."""
+        numbers = {name: getattr(self.settings, name) for name in ("steps_a", "steps_b", "batch", "seed")}
+        about = {"method": f"{self.stage}:{self.method.name}", "host": self.host.fingerprint}
+        return about | {"data": self.lessons.label} | numbers
+
+    def steps(self, part: str) -> int:
+        """Of a stage of the recipe; features are none of a method that acts inside the decoder."""
+        return (self.settings.steps_a if self.by_features else 0) if part == PARTS[0] else self.settings.steps_b
+
+    def train(self, watchers: Iterable[Callable[[Progress], None]] = ()) -> None:
+        """The steps that are still to be taken. Raises: FloatingPointError on a loss that is not finite."""
+        watchers = list(watchers)
+        while True:
+            while self.step < self.steps(self.part):
+                progress = self._advance()
+                for watch in watchers:
+                    watch(progress)
+                if self.step % self.settings.save_every == 0:
+                    self.save()
+            if self.part == PARTS[-1]:
+                break
+            self.part, self.step = PARTS[PARTS.index(self.part) + 1], 0
+            self.optimiser = self._optimiser()
+        self.save()
+
+    def finish(self, folder: str | Path | None = None) -> tuple[Path, list[Figure]]:
+        """Judges the network on held-out rows, gives it to the host and writes its file.
+
+        Args:
+            folder: for the weights; None = the host's own, see `models.learned.home`.
+        """
+        self.network.eval()
+        method = replace(self.method, network=self.network)
+        held = self.lessons.held_out(self.settings.held_out)
+        figures = judge(self.host, self.stage, method, held, self.settings.batch) if held else []
+        about = {"recipe": "features, then answers", **self.identity, "figures": [f.to_dict() for f in figures]}
+        place = learned.home(self.host) if folder is None else folder
+        path = learned.save(place, self.host, self.stage, method.name, self.network, about)
+        self.host.learned[self.stage, method.name] = learned.read(path, self.host)
+        return path, figures
+
+    def save(self) -> None:
+        """Writes the checkpoint beside its place, then moves it there."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        state = {"identity": self.identity, "part": self.part, "step": self.step}
+        state |= {name: getattr(self, name).state_dict() for name in ("network", "reconstructor", "optimiser")}
+        torch.save(state, part)
+        os.replace(part, self.path)
+
+    def _restore(self) -> None:
+        saved = torch.load(self.path, map_location=self.host.device, weights_only=True)
+        mine = self.identity
+        for name, value in saved["identity"].items():
+            if mine.get(name) != value:
+                raise ValueError(f"{self.path}: is of another training: {name} {value!r}, here {mine.get(name)!r}")
+        self.part, self.step = saved["part"], saved["step"]
+        for name in ("network", "reconstructor"):
+            getattr(self, name).load_state_dict(saved[name])
+        self.optimiser = self._optimiser()
+        self.optimiser.load_state_dict(saved["optimiser"])
+
+    def _optimiser(self) -> torch.optim.AdamW:
+        parameters = [*self.network.parameters(), *self.reconstructor.parameters()]
+        return torch.optim.AdamW(parameters, lr=self.method.rate, betas=BETAS, weight_decay=0.0)
+
+    def _advance(self) -> Progress:
+        """One step."""
+        steps, first = self.steps(self.part), self.step * self.settings.batch
+        offset = PARTS.index(self.part) * self.steps(PARTS[0]) * self.settings.batch  # each stage has its own rows
+        seed = self.settings.seed
+        rows = [self.lessons.lesson(offset + first + i, seed) for i in range(self.settings.batch)]
+        draw = stream("keep", seed, self.part, self.step).random()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream("noise", seed, self.part, self.step).getrandbits(63))
+            losses, keep = self._losses(Batch(self.host, self.stage, rows), draw)
+        if not torch.isfinite(losses["loss"]):
+            raise FloatingPointError(f"{self.part}, step {self.step}: loss is {float(losses['loss'].detach())}")
+        losses["loss"].backward()
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.method.rate * factor(self.step, steps)
+            nn.utils.clip_grad_norm_(group["params"], CLIP)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        rate = self.optimiser.param_groups[0]["lr"]
+        told = {name: float(value.detach()) for name, value in losses.items()}
+        return Progress(self.part, self.step, steps, rate, keep, told)
+
+    def _losses(self, batch: Batch, draw: float) -> tuple[dict[str, Tensor], float]:
+        """The losses of a batch by name, and the mean keep ratio. Raises: HostError where no row can be compressed."""
+        keeps = [drawn(self.method, shapes, draw) for shapes in batch.shapes]
+        rows = [row for row, keep in enumerate(keeps) if keep < 1]
+        if not rows:
+            raise HostError(f"{self.method.name}: there is no count that it could be trained at on these pictures")
+        student, losses = batch.student(self.stage, self.method, keeps, learning=True), {}
+        if self.by_features:
+            new, old = views(student), views(batch.teacher)
+            lanes = [lane for row in rows for lane in batch.start.lanes[row] if old[lane].n]
+            pick = [[states[lane] for lane in lanes] for states in (new, old)]
+            losses["features"] = feature_loss(*pick, self.reconstructor)
+        if self.part == PARTS[0]:
+            return losses | {"loss": losses["features"]}, sum(keeps) / len(keeps)
+        answers = batch.answers()
+        mine, theirs = (logits(p, answers, rows) for p in (student, batch.teacher))
+        ids, length = answers.ids[rows], answers.length[rows]
+        losses["kl"], _ = answer_losses(mine, theirs, length)
+        logprob, _ = judged(mine, ids, length, self.host.ends)
+        losses["cross_entropy"] = -(logprob / (length + 1)).mean()
+        total = losses["kl"] + CROSS_ENTROPY * losses["cross_entropy"] + ANCHOR * losses.get("features", 0.0)
+        return losses | {"loss": total}, sum(keeps) / len(keeps)
+
+
+def factor(step: int, steps: int) -> float:
+    """On the learning rate: up over the first `WARM` of the steps, then a cosine to zero."""
+    warm = max(1, round(WARM * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def settings_of(**numbers: int | None) -> Settings:
+    """Settings with the numbers that are given; None = as they are by default."""
+    return Settings(**{**asdict(Settings()), **{name: value for name, value in numbers.items() if value is not None}})

@@ -1,0 +1,70 @@
+"""Learned methods on other families: one untrained network runs, costs what is forecast, and learns."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_anyres
+import tiny_qwen
+import tiny_shuffle
+import torch
+from tiny_words import QUESTIONS
+
+from foveate.compressors.learned import untrained
+from foveate.compressors.registry import make
+from foveate.models import load_host
+from foveate.models.distilling.lessons import Lesson
+from foveate.models.distilling.pairs import Batch, nearest
+from foveate.models.distilling.recipe import Run, Settings
+from foveate.plans.plan import Plan
+
+BUILD = {
+    "llava_onevision": lambda folder: tiny_anyres.build(folder, tiny_anyres.ONEVISION, "qwen2"),
+    "llava_next": lambda folder: tiny_anyres.build(folder, tiny_anyres.NEXT, "mistral"),
+    "internvl": lambda folder: tiny_shuffle.build(folder, "internvl"),
+    "qwen2_5_vl": lambda folder: tiny_qwen.build(folder, "qwen2_5_vl"),
+}
+
+
+class Pictures:
+    """Random pictures of one size."""
+
+    label = "pictures"
+
+    def lesson(self, number, seed):
+        picture = np.random.default_rng([seed, number]).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+        return Lesson(picture, QUESTIONS[number % 4], ("red", None)[number % 2])
+
+    def held_out(self, count):
+        return [self.lesson(10**6 + i, 0) for i in range(count)]
+
+
+@pytest.fixture(scope="module", params=BUILD)
+def host(request, tmp_path_factory):
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp(request.param)
+    return load_host(Path(BUILD[request.param](folder) or folder))
+
+
+@pytest.mark.parametrize("name", ["ldpv2", "mqt"])
+def test_an_untrained_network_runs_at_the_cost_that_is_forecast(host, name):
+    method = make("projector", name)
+    host.learned["projector", name] = untrained(method, host.widths, host.matrices()).network
+    picture = Pictures().lesson(0, 0)
+    p = host.open([picture.image], [picture.question])
+    keep = nearest([host.make("projector", name)], Batch(host, "projector", [picture]).shapes[0], 0.5)
+    assert keep < 1
+    plan = Plan.of(projector=(name, keep))
+    p.run(plan).decode(max_new_tokens=3)
+    assert p.ledger[0] == host.forecast(plan, p.rows[0].shape, new_tokens=len(p.generated[0]))
+    assert 0 < p.counts["projector"][0] < p.rows[0].shape.n_visual
+
+
+@pytest.mark.parametrize("name", ["ldpv2", "mqt"])
+def test_the_recipe_teaches_it(host, name, tmp_path):
+    run = Run(host, name, Pictures(), Settings(steps_a=1, steps_b=1, batch=2, held_out=2), tmp_path / "work")
+    before = {key: value.clone() for key, value in run.network.state_dict().items()}
+    run.train()
+    assert any(not torch.equal(before[key], value) for key, value in run.network.state_dict().items())
+    path, figures = run.finish(tmp_path)
+    assert path.is_file() and all(figure.rows == 2 for figure in figures)
