@@ -18,11 +18,12 @@ class Mlp(nn.Module):
         width: C.
         out: D, also in between.
         projector: weights to start from, where their shapes fit.
+        between: features in between, where they are others.
     """
 
-    def __init__(self, width: int, out: int, projector: Projector = ()) -> None:
+    def __init__(self, width: int, out: int, projector: Projector = (), between: int | None = None) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise((width, out, out)))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise((width, between or out, out)))
         if fits(self.layers, projector):
             copy_into(self.layers, projector)
 
@@ -54,29 +55,62 @@ def linear_flops(layer: nn.Linear, rows: int) -> int:
 
 
 class Attention(nn.Module):
-    """Multi-head attention of some rows to others, all of one width; plain products, nothing masked.
+    """Multi-head attention of some rows to others; plain products.
 
     Args:
-        width: of queries, keys, values and output.
+        width: of queries and output.
         heads: divides it.
+        source: width of keys and values as they come, where it is another.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, source: int | None = None) -> None:
         super().__init__()
-        self.heads = heads
-        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.heads, other = heads, source or width
+        self.q, self.k, self.v, self.out = (nn.Linear(w, width) for w in (width, other, other, width))
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(B, M, C), (B, N, C), (B, N, C) -> (B, M, C)."""
-        rows = (part(x) for part, x in ((self.q, query), (self.k, key), (self.v, value)))
-        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in rows)
-        logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B, H, M, N)
-        return self.out((logits.float().softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2))
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, places: Tensor | None = None) -> Tensor:
+        """(B, M, C), (B, N, S), (B, N, S) -> (B, M, C). Query m sees keys `places` (M, k) alone, -1 = none; or all."""
+        q, k, v = self.q(query), self.k(key), self.v(value)
+        return self.out(attended(q, k, v, self.heads) if places is None else seen(q, k, v, self.heads, places))
 
-    def flops(self, m: int, n: int) -> int:
-        """Of m queries to n keys."""
-        width = self.q.in_features
-        return linear_flops(self.q, 2 * m + 2 * n) + 4 * m * n * width
+    def flops(self, m: int, n: int, local: bool = False) -> int:
+        """Of m queries to n keys; where each sees a few places only, what it does there is no matrix product."""
+        products = 0 if local else 4 * m * n * self.q.in_features
+        return linear_flops(self.q, 2 * m) + linear_flops(self.k, 2 * n) + products
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Values that queries (B, M, C) find at keys (B, N, C): (B, M, C)."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B, H, M, N)
+    return (logits.float().softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
+
+
+def seen(q: Tensor, k: Tensor, v: Tensor, heads: int, places: Tensor) -> Tensor:
+    """Values (B, M, C) that each query finds at its own few of the keys (B, N, C).
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values, as many.
+        heads: divides C.
+        places: (M, k) int64, which keys each query sees, at least one; -1 = none.
+    """
+    q = q.unflatten(-1, (heads, -1)).unsqueeze(2)  # (B, M, 1, H, d)
+    near = places.clamp(min=0)
+    k, v = (x[:, near].unflatten(-1, (heads, -1)) for x in (k, v))  # (B, M, k, H, d)
+    logits = (q * k).sum(-1, keepdim=True).float() * q.shape[-1] ** -0.5
+    weight = logits.masked_fill((places < 0)[..., None, None], float("-inf")).softmax(2)
+    return (weight.to(v.dtype) * v).sum(2).flatten(2)
+
+
+def drawn(network: nn.Module, std: float = 0.02) -> None:
+    """Draws the matrices of all linear layers anew from a normal distribution; their biases are zero."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def heads_of(width: int, most: int = 64) -> int:

@@ -10,13 +10,11 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from foveate.compressors.base import Grid, Resampled, Resampler, Tokens
+from foveate.compressors.blocks import Block, block_counts, block_of, shuffled
 from foveate.compressors.learned import Learned, Projector, Widths
 from foveate.compressors.networks import Mlp, fits, linear_flops
 from foveate.compressors.planes import planes, raster
 from foveate.compressors.registry import register
-
-Block = tuple[int, int]
-"""(rows, columns) of tokens that become one."""
 
 
 class Network(nn.Module):
@@ -99,22 +97,14 @@ class PixelShuffle(Learned, Resampler):
     def build(self, widths: Widths, projector: Projector = ()) -> nn.Module:
         return Network(widths.visual, widths.decoder, self.blocks, self.norm, projector)
 
-    def block(self, n: int, count: int) -> Block | None:
-        """The block by which n tokens become so many: the smallest with room for all, None where there is none."""
-        enough = [block for block in self.blocks if block[0] * block[1] * count >= n]
-        return min(enough, key=lambda block: block[0] * block[1], default=None)
-
     def reachable(self, grid: Grid) -> Sequence[int]:
-        t, height, width = grid
-        made = {(a, b): t * -(-height // a) * -(-width // b) for a, b in self.blocks}
-        n = t * height * width
-        return sorted({count for block, count in made.items() if self.block(n, count) == block})
+        return block_counts(self.blocks, grid)
 
     def training_counts(self, grid: Grid) -> Sequence[int]:
         return self.reachable(grid)  # each has weights of its own
 
     def make_tokens(self, tokens: Tokens, count: int) -> Resampled:
-        made = raster(self.run(planes(self.name, tokens), self.block(tokens.n, count)), tokens)
+        made = raster(self.run(planes(self.name, tokens), block_of(self.blocks, tokens.n, count)), tokens)
         if self.version == "v2":
             return made
         t, h, w = made.grid_out
@@ -122,16 +112,7 @@ class PixelShuffle(Learned, Resampler):
         return replace(made, x=made.x[:, order], position=made.position[:, order], grid_out=(t, w, h))
 
     def flops(self, n: int, count: int, dim: int, *, key_dim: int = 0, heads: int = 1, text: int = 0) -> int:
-        return self.loaded.flops(self.block(n, count), count)
-
-
-def shuffled(maps: Tensor, block: Block) -> Tensor:
-    """(B, C, H, W) -> (B, a b C, ceil(H / a), ceil(W / b)): the tokens of a block in raster order, C channels each."""
-    (a, b), (_, c, height, width) = block, maps.shape
-    h, w = -(-height // a), -(-width // b)
-    rows, columns = (torch.arange(n, device=maps.device) for n in (a * h, b * w))
-    whole = maps[:, :, rows.clamp(max=height - 1)][..., columns.clamp(max=width - 1)]
-    return whole.view(-1, c, h, a, w, b).permute(0, 3, 5, 1, 2, 4).reshape(-1, a * b * c, h, w)
+        return self.loaded.flops(block_of(self.blocks, n, count), count)
 
 
 def name(block: Block) -> str:

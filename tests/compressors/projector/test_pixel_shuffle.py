@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import gelu
 
+from foveate.compressors.blocks import shuffled
 from foveate.compressors.learned import Widths, untrained
-from foveate.compressors.projector.pixel_shuffle import shuffled
 from foveate.compressors.registry import make
 
 pytestmark = pytest.mark.fast
