@@ -235,6 +235,19 @@ class KVReducer(Compressor):
         self.check(int(cache.visual.sum()), count, cache.signals, rows=cache.visual.shape[0])
         return self.plan(cache, count)
 
+    def budgets(self, n: int, count: int, layer: int, depth: int, heads: int, last: int) -> tuple[int, ...]:
+        """Visual entries that each KV head of one layer keeps, known before anything runs; n = the layer is left alone.
+
+        Args:
+            n: visual entries of the layer.
+            count: the number that the ratio stands for there.
+            layer: which layer, from 0.
+            depth: of how many.
+            heads: KV heads.
+            last: visual entries of the last layer, fewer than n where tokens have left between.
+        """
+        return (count,) * heads
+
     @abstractmethod
     def plan(self, cache: KVCache, count: int) -> KVReduction:
         """The decision itself; arguments are already checked."""

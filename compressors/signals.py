@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 FEATURE_LAYER = -1
 
+RECENT = 32
+"""Prompt entries at the end whose attention counts as recent."""
+
 SHAPES: dict[str, str] = {
     # encoder
     "cls_attention": "(B, H, N) softmax row of the CLS query in one ViT block, its entry on each token; an encoder "
@@ -38,6 +41,11 @@ SHAPES: dict[str, str] = {
     "frame_vectors": "(B, N, d) mean of all tokens of the frame that a token shows, as they left the encoder",
     "frame_similarity": "(B, N) cosine of this mean, projected by the text tower's partner, with the question's vector",
     "accumulated_attention": "(B, K, S) attention received by each cached key, summed over queries and group's heads",
+    "recent_attention": "(B, K, S) attention received by each cached key from the last `RECENT` prompt entries, mean "
+    "over these and the group's heads",
+    "survivors": "(B, S) 1 for each cached entry that the last decoder layer has too, else 0",
+    "frame_relevance": "(B, S) mean attention that the last `RECENT` prompt entries pay, in one decoder layer, to the "
+    "entries of the frame that each cached entry shows; 0 for text",
 }
 """Kind of signal -> shape and meaning."""
 

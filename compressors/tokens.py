@@ -89,6 +89,8 @@ class KVCache:
         seed: (B,) int64.
         signals: `Signal.key` -> values.
         layer: the decoder layer, from 0.
+        frame: (S,) int64, the frame of the row's grid that each visual entry shows; -1 = text, or no place of its own.
+            None = not told: one picture.
     """
 
     keys: Tensor
@@ -97,6 +99,7 @@ class KVCache:
     seed: Tensor
     signals: Mapping[str, Tensor] = field(default_factory=dict)
     layer: int = 0
+    frame: Tensor | None = None
 
 
 @dataclass(frozen=True)

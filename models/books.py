@@ -101,10 +101,9 @@ class Books:
         return self._caches
 
     @property
-    def cached(self) -> list[list[int]]:
-        """Of each row: entries in each layer's cache."""
-        lengths = [cache.length.tolist() for cache in self._caches]
-        return [[layer[row] for layer in lengths] for row in range(len(self))]
+    def cached(self) -> list[list[int | tuple[int, ...]]]:
+        """Of each row: entries in each layer's cache, one number for each head where heads differ."""
+        return [[cache.entries(row) for cache in self._caches] for row in range(len(self))]
 
     def of_row(self, stage: str, row: int) -> list[VisualState]:
         """A row's views behind a stage."""

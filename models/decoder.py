@@ -18,6 +18,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from foveate.models.errors import UnsupportedModel
 from foveate.models.placing import device_of
+from foveate.models.ragged import exists, packed, unpacked
 from foveate.plans.cost import DecoderShape
 
 DECODERS = ("llama", "qwen2", "mistral", "qwen3", "qwen2_5_vl_text", "qwen3_vl_text")
@@ -89,13 +90,14 @@ class LayerCache:
     """What one layer keeps after prefill.
 
     Attributes:
-        keys, values: (B, K, S, e), keys rotated, right-padded.
-        length: (B,) entries.
+        keys, values: (B, K, S, e), keys rotated, right-padded; where heads differ (T, e), see `ragged`.
+        length: (B,) entries; of the longest head where heads differ.
         next_place: (B,) position id of the first generated token at this layer.
-        n: (B,) visual entries.
-        stream: the layer's input, for signals asked for later; None once the cache was shrunk.
+        n: (B,) visual entries; the mean over heads, rounded up, where they differ.
+        stream: the layer's input, for signals asked for later; None once the stage `decode` has passed.
         weight: (B, 1 or K, S) float32 as in `Stream`; None = one.
         normed: (B, S, D) what the layer's MLP read, where it was asked for.
+        heads: (B, K) entries of each head, where heads differ.
     """
 
     keys: Tensor
@@ -106,27 +108,50 @@ class LayerCache:
     stream: Stream | None
     weight: Tensor | None = None
     normed: Tensor | None = None
+    heads: Tensor | None = None
 
     def at(self, rows: Tensor) -> LayerCache:
         """Some rows."""
         rows = rows.to(self.keys.device)
         stream = None if self.stream is None else self.stream.at(rows)
-        names = ("keys", "values", "length", "next_place", "n", "weight", "normed")
-        parts = {name: None if getattr(self, name) is None else getattr(self, name)[rows] for name in names}
+        names = ("keys", "values", "length", "next_place", "n", "weight", "normed", "heads")
+        parts = {name: getattr(self, name) for name in names}
+        if self.heads is not None:
+            parts |= {name: unpacked(parts[name], self.heads) for name in ("keys", "values")}
+        parts = {name: None if part is None else part[rows] for name, part in parts.items()}
+        if self.heads is not None:
+            parts |= {name: packed(parts[name], parts["heads"]) for name in ("keys", "values")}
         return LayerCache(**parts, stream=stream)
+
+    def entries(self, row: int) -> int | tuple[int, ...]:
+        """What a row has here: one number, or one for each head where they differ."""
+        return int(self.length[row]) if self.heads is None else tuple(self.heads[row].tolist())
+
+    @property
+    def bytes(self) -> int:
+        """What keys and values take in memory."""
+        return sum(x.untyped_storage().nbytes() for x in (self.keys, self.values))
 
 
 class _Held:
-    """What a HF layer takes for a cache: puts the kept entries in front of the new ones and remembers both."""
+    """What a HF layer takes for a cache: puts the kept entries in front of the new ones and remembers both.
 
-    def __init__(self, keys: Tensor | None = None, values: Tensor | None = None) -> None:
-        self.keys, self.values = keys, values
+    Entries of heads that differ stay packed; they lie side by side only while their layer runs.
+    """
+
+    def __init__(self, cache: LayerCache | None = None) -> None:
+        self.ragged = cache if cache is not None and cache.heads is not None else None
+        plain = cache is not None and cache.heads is None
+        self.keys, self.values = (cache.keys, cache.values) if plain else (None, None)
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         if self.keys is not None:
             keys, values = torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
         self.keys, self.values = keys, values
-        return keys, values
+        if self.ragged is None:
+            return keys, values
+        front = [unpacked(x, self.ragged.heads) for x in (self.ragged.keys, self.ragged.values)]
+        return torch.cat([front[0], keys], dim=2), torch.cat([front[1], values], dim=2)
 
 
 class Decoder:
@@ -277,11 +302,17 @@ class Continuation:
         everything = rows.tolist() == list(range(caches[0].length.numel()))
         for c in caches:
             part = c if everything else replace(c, stream=None).at(rows)
-            s = part.keys.shape[2]
-            self.held.append(_Held(part.keys, part.values))
-            self.valid.append(torch.arange(s, device=part.keys.device)[None] < part.length[:, None])
+            self.held.append(_Held(part))
+            self.valid.append(self._valid(part))
             self.next_place.append(part.next_place)
             self.weight.append(part.weight)
+
+    def _valid(self, cache: LayerCache) -> Tensor:
+        """(R, 1, S) bool, the entries that exist; (R, query heads, S) where heads differ."""
+        if cache.heads is None:
+            return exists(cache.length[:, None], cache.keys.shape[2])
+        groups = self.decoder.heads // self.decoder.kv_heads
+        return exists(cache.heads, int(cache.heads.max())).repeat_interleave(groups, dim=1)
 
     def feed(self, ids: Tensor) -> Tensor:
         """Token ids (R, Q), causal among themselves -> hidden states (R, Q, D) behind the last layer."""
@@ -298,7 +329,9 @@ class Continuation:
                 seen = self.next_place[index]
                 place = seen[:, None] + offset
                 rotation = self.decoder.rotation(x, place[..., None].expand(-1, -1, self.decoder.coordinates))
-            allowed = torch.cat([self.valid[index][:, None].expand(-1, q, -1), own], dim=-1)[:, None]
+            valid = self.valid[index]
+            before, new = valid[:, :, None].expand(-1, -1, q, -1), own[:, None].expand(-1, valid.shape[1], -1, -1)
+            allowed = torch.cat([before, new], dim=-1)
             mask, weight = allowed, self.weight[index]
             if self.decoder.eager or weight is not None:
                 mask = self.decoder.additive(allowed, x)
@@ -311,7 +344,7 @@ class Continuation:
                 use_cache=True,
                 position_embeddings=rotation,
             )
-            self.valid[index] = torch.cat([self.valid[index], own[:, -1]], dim=-1)
+            self.valid[index] = allowed[:, :, -1]
         self.fed += q
         return x
 

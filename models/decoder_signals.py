@@ -146,25 +146,29 @@ def last_state_attention(prefill: Prefill, row: int) -> np.ndarray:
     return mean_softmax(logits.reshape(decoder.heads, -1), block.self_attn.scaling)
 
 
-def accumulated_attention(decoder: Decoder, cache: LayerCache, layer: int, rows: Tensor, chunk: int = 256) -> Tensor:
-    """Attention that each cached key received from all prompt queries and its group's heads: (b, K, S) float32.
+def received(
+    decoder: Decoder, cache: LayerCache, layer: int, rows: Tensor, since: int = 0, chunk: int = 256
+) -> Tensor:
+    """Attention that each cached key received from prompt queries, summed with its group's heads: (b, K, S) float32.
 
     Args:
         decoder: the opened model.
         cache: the layer's, with its input.
         layer: which layer.
         rows: (b,) rows of equal length.
+        since: the first query that counts.
         chunk: queries at a time.
     """
     s = int(cache.length[rows[0]])
-    x, place = cache.stream.x[rows, :s], cache.stream.place[rows, :s]
+    x, place = cache.stream.x[rows, since:s], cache.stream.place[rows, since:s]
     q = decoder.rotated(layer, x, place, "q").unflatten(1, (decoder.kv_heads, -1))
     k = cache.keys[rows, :, None, :s].transpose(-1, -2)
     more = 0 if cache.weight is None else cache.weight[rows, :, None, None, :s].log()
     out = torch.zeros(len(rows), decoder.kv_heads, s, device=x.device)
     index = torch.arange(s, device=x.device)
-    for first in range(0, s, chunk):
-        logits = (q[:, :, :, first : first + chunk] @ k).float() * decoder.layers[layer].self_attn.scaling + more
+    for first in range(since, s, chunk):
+        part = q[:, :, :, first - since : first - since + chunk]
+        logits = (part @ k).float() * decoder.layers[layer].self_attn.scaling + more
         ahead = index[None] > index[first : first + chunk, None]
         out += logits.masked_fill(ahead, float("-inf")).softmax(-1).sum(dim=(2, 3))
     return out

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from foveate.compressors.base import STAGES, Compressor, Grid
 from foveate.models import ledger as charge
 from foveate.models.acting import hook_of
+from foveate.models.decode_signals import OWN_KINDS, asked_at, queries_of
 from foveate.models.decoder_signals import DECODER_KINDS
 from foveate.models.errors import BadInput, HostError
 from foveate.models.inputs import PromptShape
+from foveate.models.kv import due
 from foveate.models.ledger import Ledger
 from foveate.models.prompt import joined
 from foveate.models.signals import ATTENTION_KINDS, by_layer
@@ -277,15 +279,24 @@ class Forecast:
         return replace(at, entries=tuple(entries), visual=tuple(visual))
 
     def _decode(self, at: Sketch) -> Sketch:
-        entries, left = list(at.entries), list(at.visual)
+        entries, left, once = list(at.entries), list(at.visual), set()
+        depth, heads = self.host.decoder_depth, self.host.shape.decoder.kv_heads
         for layer, (all_, n) in enumerate(zip(at.entries, at.visual, strict=True)):
             method, count = self.method("decode", n)
-            if method is None:
+            budgets = due(method, n, self.plan["decode"].keep, layer, depth, heads, at.visual[-1])
+            if not budgets:
                 continue
-            if method.signals_at(layer, self.host.decoder_depth):
-                self.ledger.add("decode", "signals", charge.accumulated_flops(self.host.shape.decoder, all_))
+            for signal in asked_at(method, layer, depth):
+                if signal.kind in OWN_KINDS or signal.key not in once:
+                    once.add(signal.key)
+                    read = all_ if signal.kind in OWN_KINDS else at.entries[signal.layer]
+                    queries = queries_of(signal.kind, read)
+                    if queries:
+                        flops = charge.received_flops(self.host.shape.decoder, read, queries)
+                        self.ledger.add("decode", "signals", flops)
             self._own("decode", method, n, count, all_ - n)
-            entries[layer], left[layer] = all_ - n + count, count
+            each = tuple(all_ - n + budget for budget in budgets)
+            entries[layer], left[layer] = each[0] if len(set(each)) == 1 else each, -(-sum(budgets) // heads)
         charge.charge_cache(self.ledger, self.host.shape, entries)
         return replace(at, entries=tuple(entries), visual=tuple(left))
 

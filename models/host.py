@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from foveate.compressors.base import Compressor, Grid, InputKnob, KVReducer, Reducer, Resampler
 from foveate.compressors.learned import Learned, Projector, Widths, no_weights
 from foveate.compressors.registry import COMPRESSORS, make
+from foveate.models.decode_signals import DECODE_KINDS
 from foveate.models.decoder import Decoder
 from foveate.models.decoder_signals import DECODER_KINDS
 from foveate.models.errors import CountMismatch, HostError
@@ -132,7 +133,7 @@ class Host(ABC):
         self.device = device_of(self.decoder.model.embed_tokens)
         self.dtype = self.decoder.head.weight.dtype
         kinds = {"keys", "features", "block_states", "cls_attention", "received_attention", "frame_vectors"}
-        kinds |= {*DECODER_KINDS, "accumulated_attention"}
+        kinds |= {*DECODER_KINDS, *DECODE_KINDS}
         kinds |= {"attention_map"} if self.tower.merge == 1 else set()  # of tokens, which units of patches have not
         self.signals = frozenset(kinds | ({"text_similarity", "frame_similarity"} if text else set()))
         self.learned: dict[tuple[str, str], nn.Module] = {}

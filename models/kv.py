@@ -3,100 +3,140 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from foveate.compressors.base import KVCache, KVReducer, KVReduction, apply_kv
+from foveate.models.decode_signals import Reader
 from foveate.models.decoder import LayerCache
-from foveate.models.decoder_signals import accumulated_attention
-from foveate.models.errors import CountMismatch, HostError
-from foveate.models.ledger import accumulated_flops, method_flops
+from foveate.models.errors import CountMismatch
+from foveate.models.ledger import method_flops
+from foveate.models.ragged import packed
 from foveate.models.visual import groups
 from foveate.plans.plan import keep_count
 
 if TYPE_CHECKING:
     from foveate.models.passes import Pass
 
-
 Choices = Sequence[tuple[KVReducer | None, float]]
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """What some rows of a layer keep: entries (b, K, M, e), their weights (b, K, M) or None, numbers (b, K) of each
+    head."""
+
+    rows: Tensor
+    keys: Tensor
+    values: Tensor
+    weight: Tensor | None
+    heads: Tensor
+
+
 def shrink(of: Pass, caches: Sequence[LayerCache], choices: Choices) -> list[LayerCache]:
-    """Each layer's cache after each row's method; text entries stay. Charges the rows' ledgers.
+    """Each layer's cache after each row's method, in memory of its own; text entries stay. Charges the rows' ledgers.
+
+    Layer inputs, which signals are read from, are let go.
 
     Args:
         of: the pass.
         caches: one for each layer.
         choices: each row's method (None = untouched) and the ratio of visual entries that it keeps.
     Raises:
-        CountMismatch: a method that keeps other entries than it may. HostError: heads that keep different numbers.
+        CountMismatch: a method that keeps other entries than it may. HostError: a signal that is not there at `decode`.
     """
-    return [_layer(of, layer, cache, choices) for layer, cache in enumerate(caches)]
+    reader = Reader(of, caches)
+    made = [_layer(of, reader, layer, choices) for layer in range(len(caches))]
+    return [replace(cache, stream=None, normed=None) for cache in made]
 
 
-def _layer(of: Pass, layer: int, cache: LayerCache, choices: Choices) -> LayerCache:
-    length, n, visible = cache.length.tolist(), cache.n.tolist(), cache.stream.visual
-    counts = [keep_count(n[row], ratio) if n[row] else 0 for row, (_, ratio) in enumerate(choices)]
-    due = [row for row, (method, _) in enumerate(choices) if method is not None and counts[row] < n[row]]
-    if not due:
-        return cache
-    keys, values = cache.keys.clone(), cache.values.clone()
-    new_length, new_n = cache.length.clone(), cache.n.clone()
-    weight = None if cache.weight is None else cache.weight.expand(-1, keys.shape[1], -1).clone()
-    stand = {r: visible[r].cpu().numpy().tobytes() for r in due}
-    shared = groups([(choices[r][0], counts[r], length[r], n[r], stand[r]) for r in due])
-    for (method, count, s, many, _), members in shared:
-        rows = torch.tensor([due[m] for m in members], device=keys.device)
-        visual = visible[rows[0], :s]
-        signals = _signals(of, method, cache, layer, rows)
-        seeds = torch.tensor([of.rows[r].seed for r in rows.tolist()], device=keys.device)
-        view = KVCache(cache.keys[rows, :, :s], cache.values[rows, :, :s], visual, seeds, signals, layer)
+def due(method: KVReducer | None, n: int, ratio: float, layer: int, depth: int, heads: int, last: int) -> list[int]:
+    """Visual entries that each head of one layer will keep of n; [] where the layer is left alone.
+
+    Args:
+        method: what acts, or None.
+        n: visual entries of the layer.
+        ratio: of those that stay.
+        layer: which layer, from 0.
+        depth: of how many.
+        heads: KV heads.
+        last: visual entries of the last layer.
+    """
+    if method is None or not n or (count := keep_count(n, ratio)) >= n:
+        return []
+    budgets = method.budgets(n, count, layer, depth, heads, last)
+    return [] if min(budgets) >= n else list(budgets)
+
+
+def _layer(of: Pass, reader: Reader, layer: int, choices: Choices) -> LayerCache:
+    cache, made = reader.caches[layer], []
+    length, n, last = cache.length.tolist(), cache.n.tolist(), reader.caches[-1].n.tolist()
+    k, wanted = cache.keys.shape[1], {}
+    for row, (method, ratio) in enumerate(choices):
+        if budgets := due(method, n[row], ratio, layer, of.host.decoder_depth, k, last[row]):
+            same = (tuple(budgets), n[row], keep_count(n[row], ratio), reader.standing(layer, row))
+            wanted[row] = (method, *same)
+    for (method, budgets, many, count, _), members in groups(list(wanted.values())):
+        rows = torch.tensor([list(wanted)[m] for m in members], device=cache.keys.device)
+        view = reader.view(method, layer, rows)
         reduction = method.reduce(view, count)
-        kept = _checked(method, reduction, view, count)
+        heads = _checked(method, reduction, view, budgets)
         for row in rows.tolist():
-            of.ledger[row].add(
-                "decode", method.name, method_flops(method, of.host.shape, "decode", many, count, s - many)
-            )
-        keys[rows, :, :kept] = apply_kv(reduction, view.keys)
-        values[rows, :, :kept] = apply_kv(reduction, view.values)
-        if weight is not None:  # an entry counts for what it counted for
-            weight[rows, :, :kept] = weight[rows].gather(-1, reduction.keep)
-        new_length[rows], new_n[rows] = kept, kept - (s - many)
-    longest = int(new_length.max())
-    weight = None if weight is None else weight[:, :, :longest]
-    return LayerCache(keys[:, :, :longest], values[:, :, :longest], new_length, cache.next_place, new_n, None, weight)
+            flops = method_flops(method, of.host.shape, "decode", many, count, length[row] - many)
+            of.ledger[row].add("decode", method.name, flops)
+        weight = None
+        if cache.weight is not None:  # an entry counts for what it counted for
+            every = cache.weight.expand(-1, k, -1)[rows]
+            weight = every.gather(-1, reduction.keep.clamp(min=0)).masked_fill(reduction.keep < 0, 1)
+        made.append(_Kept(rows, apply_kv(reduction, view.keys), apply_kv(reduction, view.values), weight, heads))
+    return _rebuilt(cache, made) if made else cache
 
 
-def _signals(of: Pass, method: KVReducer, cache: LayerCache, layer: int, rows: Tensor) -> dict[str, Tensor]:
-    """What the method reads in this layer."""
-    asked = method.signals_at(layer, of.host.decoder_depth)
-    wrong = sorted(s.key for s in asked if s.kind != "accumulated_attention" or s.layer not in (layer, -1))
-    if wrong:
-        raise HostError(
-            f"{method.name}: asks for {', '.join(wrong)}; at decode there is each layer's own accumulated_attention"
-        )
-    if not asked:
-        return {}
-    for row in rows.tolist():
-        flops = accumulated_flops(of.host.shape.decoder, int(cache.length[row]))
-        of.ledger[row].add("decode", "signals", flops)
-    value = accumulated_attention(of.host.decoder, cache, layer, rows)
-    return {s.key: value for s in asked}
+def _rebuilt(cache: LayerCache, made: Sequence[_Kept]) -> LayerCache:
+    """The layer with what some rows keep; the others as they are."""
+    b, k, _, e = cache.keys.shape
+    heads, n = cache.length[:, None].repeat(1, k), cache.n.clone()
+    for part in made:
+        text = cache.length[part.rows] - cache.n[part.rows]
+        heads[part.rows] = part.heads
+        n[part.rows] = -((text * k - part.heads.sum(1)) // k)  # the mean over heads, rounded up
+    longest = int(heads.max())
+    keys, values = (x.new_zeros(b, k, longest, e) for x in (cache.keys, cache.values))
+    weight = None if cache.weight is None else cache.weight.new_ones(b, k, longest)
+    untouched = torch.ones(b, dtype=torch.bool, device=keys.device)
+    untouched[torch.cat([part.rows for part in made])] = False
+    old = untouched.nonzero()[:, 0]
+    kept_whole = None if weight is None else cache.weight.expand(-1, k, -1)[old]
+    for part in (*made, _Kept(old, cache.keys[old], cache.values[old], kept_whole, heads[old])):
+        m = min(longest, part.keys.shape[2])
+        keys[part.rows, :, :m], values[part.rows, :, :m] = part.keys[:, :, :m], part.values[:, :, :m]
+        if weight is not None:
+            weight[part.rows, :, :m] = part.weight[:, :, :m]
+    same = bool((heads == heads[:, :1]).all())
+    if not same:
+        keys, values = packed(keys, heads), packed(values, heads)
+    return LayerCache(keys, values, heads.amax(1), cache.next_place, n, None, weight, heads=None if same else heads)
 
 
-def _checked(method: KVReducer, reduction: KVReduction, view: KVCache, count: int) -> int:
-    """Entries that stay in each head. Raises: CountMismatch, HostError."""
+def _checked(method: KVReducer, reduction: KVReduction, view: KVCache, budgets: Sequence[int]) -> Tensor:
+    """(b, K) entries that stay in each head. Raises: CountMismatch."""
     keep, s = reduction.keep, view.visual.numel()
-    m = keep.shape[2]
-    if reduction.count is not None and not bool((reduction.count == m).all()):
-        raise HostError(f"{method.name}: heads keep different numbers of entries; this host needs one number for all")
-    text = s - int(view.visual.sum())
-    held = view.visual[keep.clamp(0, s - 1)]
-    ascending = bool((keep[..., 1:] > keep[..., :-1]).all()) and int(keep.min()) >= 0 and int(keep.max()) < s
-    if keep.shape[:2] != view.keys.shape[:2] or not ascending or not bool(((~held).sum(-1) == text).all()):
+    if keep.shape[:2] != view.keys.shape[:2]:
+        raise CountMismatch(f"{method.name}: kept {tuple(keep.shape)} of a cache {tuple(view.keys.shape)}")
+    m, text = keep.shape[2], s - int(view.visual.sum())
+    heads = torch.full(keep.shape[:2], m, device=keep.device) if reduction.count is None else reduction.count
+    used = torch.arange(m, device=keep.device) < heads[..., None]
+    in_range = bool(((keep >= 0) & (keep < s) | ~used).all()) and bool(((keep < 0) | used).all())
+    ascending = bool(((keep[..., 1:] > keep[..., :-1]) | ~used[..., 1:]).all())
+    words = (~view.visual)[keep.clamp(0, s - 1)] & used
+    if not in_range or not ascending or not bool((words.sum(-1) == text).all()):
         raise CountMismatch(f"{method.name}: kept {tuple(keep.shape)} must ascend and hold all {text} text entries")
-    if m > text + count or (m < text + count and not method.adaptive):
-        raise CountMismatch(f"{method.name}: kept {m - text} visual entries; asked for {count}")
-    return m
+    visual, limit = heads - text, torch.tensor(budgets, device=keep.device)
+    if bool((visual > limit).any()) or (bool((visual < limit).any()) and not method.adaptive):
+        raise CountMismatch(
+            f"{method.name}: kept {visual.tolist()} visual entries; asked for {list(budgets)} in each row"
+        )
+    return heads

@@ -194,9 +194,9 @@ def decoder_signal_flops(shape: DecoderShape, kind: str, n: int, visual: int, ha
     return last_query_flops(shape, n, has_run and kind == "last_query")
 
 
-def accumulated_flops(shape: DecoderShape, n: int) -> int:
-    """FLOPs of the attention that each of n cached keys received: all queries anew, keys from the cache."""
-    return 2 * n * shape.query_width * (shape.dim + n)
+def received_flops(shape: DecoderShape, n: int, queries: int) -> int:
+    """FLOPs of the attention that each of n cached keys received from some queries, which are made anew."""
+    return 2 * queries * shape.query_width * (shape.dim + n)
 
 
 def charge_layer(ledger: Ledger, shape: HostShape, n: int) -> None:
@@ -250,21 +250,31 @@ def charge_prefill(
     ledger.kv_bytes_prefill = ledger.kv_bytes_end
 
 
-def charge_cache(ledger: Ledger, shape: HostShape, entries: Sequence[int]) -> None:
-    """The cache as it is now, in entries per layer."""
+Entries = Sequence[int | Sequence[int]]
+"""What a row has in each layer's cache: one number, or one for each head where they differ."""
+
+
+def widest(entries: int | Sequence[int]) -> int:
+    """Entries of the longest head: attention runs over as many in every head."""
+    return entries if isinstance(entries, int) else max(entries)
+
+
+def charge_cache(ledger: Ledger, shape: HostShape, entries: Entries) -> None:
+    """The cache as it is now."""
     ledger.kv_bytes_end = kv_bytes(shape.decoder, list(entries), shape.bytes_per_value)
 
 
-def charge_answer(ledger: Ledger, shape: HostShape, entries: Sequence[int], generated: int) -> None:
-    """Greedy decoding of `generated` tokens behind a cache: the first comes from the prompt's own logits."""
-    for step in range(generated - 1):
-        ledger.add("answer", "layers", sum(decode_block(shape.decoder, e + step) for e in entries))
-        ledger.add("answer", "layers", sum(decoder_other(shape.decoder, 1, e + step) for e in entries), "other")
+def charge_answer(ledger: Ledger, shape: HostShape, entries: Entries, generated: int) -> None:
+    """Decoding of `generated` tokens behind a cache: the first comes from the prompt's own logits."""
+    longest, more = [widest(each) for each in entries], max(0, generated - 1)
+    for step in range(more):
+        ledger.add("answer", "layers", sum(decode_block(shape.decoder, e + step) for e in longest))
+        ledger.add("answer", "layers", sum(decoder_other(shape.decoder, 1, e + step) for e in longest), "other")
         ledger.add("answer", "head", lm_head(shape.decoder, 1))
-    charge_cache(ledger, shape, [e + max(0, generated - 1) for e in entries])
+    charge_cache(ledger, shape, [e + more if isinstance(e, int) else [head + more for head in e] for e in entries])
 
 
-def charge_score(ledger: Ledger, shape: HostShape, entries: Sequence[int], fed: int) -> None:
+def charge_score(ledger: Ledger, shape: HostShape, entries: Entries, fed: int) -> None:
     """One teacher-forced pass of `fed` answer tokens behind a cache."""
-    ledger.add("score", "layers", sum(decoder_block(shape.decoder, fed, e) for e in entries))
+    ledger.add("score", "layers", sum(decoder_block(shape.decoder, fed, widest(e)) for e in entries))
     ledger.add("score", "head", lm_head(shape.decoder, fed))

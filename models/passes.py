@@ -262,6 +262,7 @@ class Pass(Books):
         """Stage `decode`: shrinks the cache of every layer; `score` and `decode` go on from what is left."""
         self._reach("decode")
         self._caches = shrink(self, self._caches, self._choices("decode", compressor, keep))
+        self._opened.caches = list(self._caches)  # nobody holds what has gone
         left = [cache.n.tolist() for cache in self._caches]
         self.counts["decode_layers"] = [[layer[row] for layer in left] for row in range(len(self))]
         for row, entries in enumerate(self.cached):

@@ -1,5 +1,7 @@
 """The cache behind the prompt: eviction and merging, held against masks; answers after it."""
 
+import gc
+import weakref
 from dataclasses import dataclass
 
 import pytest
@@ -8,7 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from foveate.compressors.base import KVReducer, KVReduction
 from foveate.compressors.registry import make
-from foveate.models.errors import CountMismatch, HostError
+from foveate.models.errors import CountMismatch
 
 pytestmark = pytest.mark.fast
 
@@ -31,7 +33,9 @@ class Evict(KVReducer):
 
 
 @torch.no_grad()
-def hidden_from_answers(folder, row, start, answer):
+def hidden_from_answers(
+    folder, row, start, answer, seen=tuple(lambda i, head=head: i % 4 == head for head in range(2))
+):
     """Log-probability of an answer whose tokens cannot see the evicted entries, head by head; nothing is cached."""
     model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager")
     lm = model.model.language_model
@@ -48,7 +52,7 @@ def hidden_from_answers(folder, row, start, answer):
     s = whole.shape[1]
     allowed = torch.ones(1, 4, s, s, dtype=torch.bool).tril()
     for head in range(4):
-        evicted = [start + i for i in range(16) if i % 4 != head // 2]
+        evicted = [start + i for i in range(16) if not seen[head // 2](i)]
         allowed[0, head, len(ids) :, evicted] = False
     mask = torch.zeros(1, 4, s, s).masked_fill(~allowed, torch.finfo(torch.float32).min)
     x, place = embeds, torch.arange(s)[None]
@@ -151,18 +155,82 @@ def test_scoring_leaves_the_cache_as_it_is(host, tiny):
     assert p.cached == entries
 
 
-def test_heads_that_keep_different_numbers_are_refused(host, tiny):
-    @dataclass(frozen=True)
-    class Ragged(Evict):
-        name = "ragged"
+@dataclass(frozen=True)
+class Ragged(KVReducer):
+    """The first head keeps visual entries with index % 4 == 0, the second every odd one: 4 and 8 of 16."""
 
-        def plan(self, cache, count):
-            keep = super().plan(cache, count).keep
-            return KVReduction(keep, count=torch.tensor([[keep.shape[2], keep.shape[2] - 1]]))
+    name = "ragged"
+    stages = ("decode",)
 
+    def budgets(self, n, count, layer, depth, heads, last):
+        return (count * 2 // 3, count * 4 // 3)
+
+    def plan(self, cache, count):
+        b, _, s, _ = cache.keys.shape
+        first = int(cache.visual.int().argmax())
+        kept = [[i for i in range(s) if not cache.visual[i] or seen(i - first)] for seen in SEEN]
+        longest = max(map(len, kept))
+        keep = torch.tensor([row + [-1] * (longest - len(row)) for row in kept])
+        return KVReduction(keep.expand(b, -1, -1), count=torch.tensor([list(map(len, kept))]).expand(b, -1))
+
+
+SEEN = (lambda i: i % 4 == 0, lambda i: i % 2 == 1)
+
+
+def test_heads_that_keep_different_numbers_equal_hiding_their_entries_from_the_answer(folders, host, tiny):
+    p = host.open([tiny.picture(0), tiny.picture(1)], tiny.questions[:2])
+    p.choose_decode(Ragged(), 6 / 16)
+    answers = ["green thing two", "red"]
+    scores = p.score([[a] for a in answers])
+    for row in range(2):
+        ids = host.inputs.answer_ids(p.rows[row], answers[row])
+        start, text = p.rows[row].first[0], p.shapes[row].n_text
+        wanted = hidden_from_answers(folders(text_tower=True), p.rows[row], start, ids, SEEN)
+        assert scores[row].logprob[0] == pytest.approx(wanted, abs=1e-4)
+        assert p.cached[row] == [(text + 4, text + 8)] * 4
+        assert p.ledger[row].tokens["decode"] == 6
+
+
+def test_memory_of_a_cache_is_what_the_ledger_says_and_the_old_tensors_are_gone(host, tiny):
+    cases = ((Evict(), 2 * 4, 4 / 16), (Ragged(), 4 + 8, 6 / 16), (make("decode", "look_m"), 2 * 4, 4 / 16))
+    for method, kept, ratio in cases:
+        p = host.open([tiny.picture(0), tiny.picture(1)], [tiny.questions[0]] * 2)
+        p.prefill()
+        text = p.shapes[0].n_text
+        a_head = 2 * 4 * 8 * 4  # keys and values of 8 numbers, 4 bytes each, in 4 layers
+        before = [weakref.ref(x) for cache in p.caches for x in (cache.keys, cache.values, cache.stream.x)]
+        assert sum(cache.bytes for cache in p.caches) == sum(each.kv_bytes_prefill for each in p.ledger)
+        assert p.ledger[0].kv_bytes_prefill == a_head * 2 * (text + 16)
+        p.choose_decode(method, ratio)
+        gc.collect()
+        assert sum(cache.bytes for cache in p.caches) == sum(each.kv_bytes_end for each in p.ledger)
+        assert p.ledger[0].kv_bytes_end == a_head * (2 * text + kept)
+        assert not [ref for ref in before if ref() is not None]
+
+
+def test_heads_of_unequal_length_fork_and_answer_like_the_rows_that_they_came_from(host, tiny):
+    images = [tiny.picture(s) for s in range(3)]
+    p = host.open(images, tiny.questions[:3])
+    p.choose_decode([Ragged(), None, Evict()], [6 / 16, 1.0, 4 / 16])
+    fork = p.fork([2, 0, 0, 1])
+    assert p.caches[0].heads is not None and fork.cached == [p.cached[row] for row in (2, 0, 0, 1)]
+    p.decode(max_new_tokens=5)
+    fork.decode(max_new_tokens=5)
+    assert fork.generated == [p.generated[row] for row in (2, 0, 0, 1)]
+    assert [fork.ledger[at] for at in range(4)] == [p.ledger[row] for row in (2, 0, 0, 1)]
+    for row in range(3):
+        alone = host.open([images[row]], [tiny.questions[row]])
+        alone.choose_decode((Ragged(), None, Evict())[row], (6 / 16, 1.0, 4 / 16)[row])
+        alone.decode(max_new_tokens=5)
+        assert alone.generated[0] == p.generated[row] and alone.ledger[0] == p.ledger[row]
+
+
+def test_a_head_that_keeps_more_than_its_budget_is_refused(host, tiny):
     p = host.open([tiny.picture(0)], [tiny.questions[0]])
-    with pytest.raises(HostError, match="ragged: heads keep different numbers"):
-        p.choose_decode(Ragged(), 0.25)
+    with pytest.raises(
+        CountMismatch, match=r"ragged: kept \[\[4, 8\]\] visual entries; asked for \[5, 10\] in each row"
+    ):
+        p.choose_decode(Ragged(), 0.5)
 
 
 def test_a_method_that_evicts_text_is_refused(host, tiny):

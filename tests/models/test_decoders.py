@@ -13,7 +13,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
 from foveate.compressors.base import Reducer, Reduction
 from foveate.models.decoder import Continuation, Decoder
-from foveate.models.decoder_signals import At, accumulated_attention, last_query, last_state_attention
+from foveate.models.decoder_signals import At, last_query, last_state_attention, received
 from foveate.models.inputs import Framed, Row, View
 from foveate.models.prefill import Cut, Prefill
 from foveate.models.prompt import embed_prompts, joined
@@ -243,7 +243,7 @@ def test_signals_are_the_models_attention(host):
         fresh = last_query(replace(at, cache=None))
         assert torch.allclose(fresh, last, atol=1e-5)
         assert np.allclose(last_state_attention(run, i), attention[0, :, -1].mean(0).numpy(), atol=1e-5)
-        sums = accumulated_attention(host.decoder, run.caches[0], 0, torch.tensor([i]))
+        sums = received(host.decoder, run.caches[0], 0, torch.tensor([i]))
         assert torch.allclose(sums[0], attention[0].sum(1).view(2, 2, -1).sum(1), atol=1e-4)
 
 
