@@ -146,9 +146,7 @@ def last_state_attention(prefill: Prefill, row: int) -> np.ndarray:
     return mean_softmax(logits.reshape(decoder.heads, -1), block.self_attn.scaling)
 
 
-def received(
-    decoder: Decoder, cache: LayerCache, layer: int, rows: Tensor, since: int = 0, chunk: int = 256
-) -> Tensor:
+def received(decoder: Decoder, cache: LayerCache, layer: int, rows: Tensor, since: int = 0, chunk: int = 256) -> Tensor:
     """Attention that each cached key received from prompt queries, summed with its group's heads: (b, K, S) float32.
 
     Args:
