@@ -9,8 +9,10 @@ from foveate.compressors.tokens import Reduction
 
 
 def rows(x: Tensor, index: Tensor) -> Tensor:
-    """The rows of x (B, N, D) at index (B, K): (B, K, D)."""
-    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    """The rows of x (B, N, D) at index (B, K): (B, K, D). Rows are copied as wholes, a gather goes by entries."""
+    b, n, d = x.shape
+    flat = index + n * torch.arange(b, device=index.device).unsqueeze(-1)
+    return x.reshape(b * n, d).index_select(0, flat.flatten()).view(b, -1, d)
 
 
 def ranked(score: Tensor, tier: Tensor | None = None) -> Tensor:

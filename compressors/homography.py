@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from foveate.compressors.chance import uniform
 
@@ -31,12 +32,43 @@ def corners(height: int, width: int, device: torch.device) -> Tensor:
 
 def mapped(m: Tensor, points: Tensor) -> Tensor:
     """Points (..., P, 2) under maps (..., 3, 3); what lies on the horizon or behind it is infinitely far."""
+    column, row, ahead = _cast(m, points)
+    return torch.stack([column, row], dim=-1).masked_fill(~ahead.unsqueeze(-1), torch.inf)
+
+
+def _cast(m: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Columns and rows (..., P) of mapped points, and whether they lie before the horizon."""
     x, y = points[..., 0], points[..., 1]
     rows = [m[..., i, 0, None] * x + m[..., i, 1, None] * y + m[..., i, 2, None] for i in range(3)]
     ahead = rows[2] > 1e-9
-    scale = torch.where(ahead, rows[2], torch.ones_like(rows[2]))
-    out = torch.stack([rows[0] / scale, rows[1] / scale], dim=-1)
-    return torch.where(ahead.unsqueeze(-1), out, torch.full_like(out, torch.inf))
+    scale = rows[2].masked_fill(~ahead, 1)
+    return rows[0] / scale, rows[1] / scale, ahead
+
+
+def through(source: Tensor, target: Tensor) -> Tensor:
+    """The map (..., 3, 3) that takes four points (..., 4, 2) to four others, scaled as by `fitted`.
+
+    With a, b the points in homogeneous coordinates it is sum over i = 1, 2, 3 of (mu_i / lambda_i) b_i (dual a_i)^T,
+    where a_4 = sum lambda_i a_i and b_4 = sum mu_i b_i. Three points in a line give a map that is not sound.
+    """
+    a, b = (pad(points, (0, 1), value=1.0) for points in (source, target))
+    (dual, lam), (_, mu) = _frame(a), _frame(b)
+    weight = mu * lam.roll(1, dims=-1) * lam.roll(-1, dims=-1)  # mu / lambda, times all lambda
+    m = ((weight.unsqueeze(-1) * b[..., :3, :]).unsqueeze(-1) * dual.unsqueeze(-2)).sum(dim=-3)
+    return _scaled(m / m.abs().amax(dim=(-2, -1), keepdim=True).clamp(min=1e-300))
+
+
+def _frame(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Of four points (..., 4, 3): the duals (..., 3, 3) of the first three, and their products with the fourth."""
+    p = points[..., :3, :]
+    dual = torch.linalg.cross(p.roll(-1, dims=-2), p.roll(-2, dims=-2))
+    return dual, (dual * points[..., 3:, :]).sum(dim=-1)
+
+
+def _scaled(m: Tensor) -> Tensor:
+    """With 1 as its last entry, where that is not 0."""
+    last = m[..., 2:, 2:]
+    return torch.where(last.abs() > 1e-9, m / last, m)
 
 
 def fitted(source: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -53,9 +85,7 @@ def fitted(source: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     rows = torch.cat([first, second], dim=-2) * torch.cat([weight, weight], dim=-1).unsqueeze(-1)
     square = (rows.unsqueeze(-1) * rows.unsqueeze(-2)).sum(dim=-3)  # (..., 9, 9)
     m = torch.linalg.eigh(square).eigenvectors[..., 0].unflatten(-1, (3, 3))  # of the smallest eigenvalue
-    m = _product(_inverse(to_target), _product(m, from_source))
-    last = m[..., 2:, 2:]
-    return torch.where(last.abs() > 1e-9, m / last, m)
+    return _scaled(_product(_inverse(to_target), _product(m, from_source)))
 
 
 def _normalised(points: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,11 +143,13 @@ def estimated(likeness: Tensor, threshold: float, height: int, width: int, seed:
     source = centres(height, width, likeness.device)
     to, matched = mutual(likeness, threshold)
     target, number = source[to], matched.sum(dim=-1)
+    identity = torch.eye(3, dtype=torch.float64, device=source.device)
+    if bool((number < FEWEST).all()):
+        return identity.repeat(b, 1, 1), number >= FEWEST
     listed = (~matched).long().argsort(dim=-1, stable=True)  # the matches first
     draw = uniform(seed.view(b, 1), torch.arange(TRIALS * 4, device=seed.device))
     pick = listed.gather(1, (draw * number.clamp(min=1).unsqueeze(-1)).long())  # (B, TRIALS * 4)
-    four = source[pick].view(b, TRIALS, 4, 2), source[to.gather(1, pick)].view(b, TRIALS, 4, 2)
-    maps = fitted(*four, torch.ones_like(four[0][..., 0]))
+    maps = through(source[pick].view(b, TRIALS, 4, 2), source[to.gather(1, pick)].view(b, TRIALS, 4, 2))
     agreed = _agreed(maps, source, target.unsqueeze(1), matched.unsqueeze(1))  # (B, TRIALS, n)
     agreed = agreed & _sound(maps, height, width).unsqueeze(-1)
     best = agreed.sum(dim=-1).argmax(dim=-1)
@@ -126,12 +158,12 @@ def estimated(likeness: Tensor, threshold: float, height: int, width: int, seed:
     refined = (refined * 2.0**30).round() * 2.0**-30  # sums may round otherwise in another batch
     agreed = _agreed(refined, source, target, matched)
     good = (chosen.sum(-1) >= FEWEST) & (agreed.sum(-1) >= FEWEST) & _sound(refined, height, width)
-    identity = torch.eye(3, dtype=torch.float64, device=good.device)
     return torch.where(good.view(b, 1, 1), refined, identity), good
 
 
 def _agreed(m: Tensor, source: Tensor, target: Tensor, matched: Tensor) -> Tensor:
-    return matched & ((mapped(m, source) - target).norm(dim=-1) < TOLERANCE)
+    column, row, ahead = _cast(m, source)
+    return matched & ahead & ((column - target[..., 0]) ** 2 + (row - target[..., 1]) ** 2 < TOLERANCE**2)
 
 
 def _sound(m: Tensor, height: int, width: int) -> Tensor:

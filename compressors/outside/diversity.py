@@ -42,9 +42,10 @@ class Diversity(Reducer):
         pick = distance.masked_fill(apart, torch.inf).amin(dim=-1).argmax(dim=-1, keepdim=True)  # (B, 1)
         chosen = [pick]
         nearest = torch.full_like(distance[:, 0], torch.inf)  # (B, N) distance to the chosen ones
-        for _ in range(count - 1):
-            row = distance.gather(1, pick.unsqueeze(-1).expand(-1, -1, tokens.n)).squeeze(1)
-            nearest = torch.minimum(nearest, row).scatter(1, pick, -torch.inf)
+        row = torch.arange(distance.shape[0], device=distance.device).unsqueeze(-1) * tokens.n
+        flat = distance.flatten(0, 1)
+        for _ in range(count - 1):  # each step depends on the last: as few operations as it takes
+            nearest = nearest.minimum(flat.index_select(0, (pick + row).view(-1))).scatter_(1, pick, -torch.inf)
             pick = nearest.argmax(dim=-1, keepdim=True)
             chosen.append(pick)
         return Reduction(torch.cat(chosen, dim=1).sort(dim=-1).values)

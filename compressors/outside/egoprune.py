@@ -160,11 +160,17 @@ def varied(relevance: Tensor, likeness: Tensor, alive: Tensor, quota: Tensor, tr
         quota: (B, T) picks of each frame.
         trade: relevance against variety; the first pick is by relevance alone.
     """
-    chosen, alike = torch.zeros_like(alive), torch.zeros_like(relevance)
-    for step in range(int(quota.max())):
-        score = trade * relevance - (1 - trade) * alike
-        pick = score.masked_fill(chosen | ~alive, -torch.inf).argmax(dim=-1, keepdim=True)
-        row = likeness.gather(2, pick.unsqueeze(-1).expand(-1, -1, -1, likeness.shape[-1])).squeeze(2)
+    b, t, n = relevance.shape
+    gain = (trade * relevance).masked_fill(~alive, -torch.inf).view(-1, n)  # frames of all rows, (B * T, n)
+    loss = ((1 - trade) * likeness).reshape(-1, n)
+    frame = torch.arange(b * t, device=gain.device).unsqueeze(-1) * n
+    alike, picks = torch.zeros_like(gain), []
+    for step in range(int(quota.max())):  # each pick depends on the last: as few operations as it takes
+        pick = (gain - alike).argmax(dim=-1, keepdim=True)
+        row = loss.index_select(0, (pick + frame).view(-1))
         alike = row if step == 0 else alike.maximum(row)
-        chosen |= torch.zeros_like(chosen).scatter_(-1, pick, (quota > step).unsqueeze(-1))
-    return chosen
+        gain.scatter_(1, pick, -torch.inf)
+        picks.append(pick)
+    wanted = torch.arange(len(picks), device=gain.device) < quota.view(-1, 1)
+    index = torch.cat(picks, dim=1).masked_fill(~wanted, n)  # place n: picks beyond a frame's quota
+    return torch.zeros(b * t, n + 1, dtype=torch.bool, device=gain.device).scatter_(1, index, True)[:, :n].view(b, t, n)

@@ -83,11 +83,11 @@ def thinned(x: Tensor, count: int, step: int) -> Tensor:
     left = torch.arange(length, device=x.device).expand(b, -1)
     if count == 0:
         return left[:, :0]
-    likeness = cosine(x, x)  # (B, R, R)
+    likeness = cosine(x, x).flatten(1)  # (B, R * R)
     while left.shape[1] > count:
         a, other = left[:, ::2], left[:, 1::2]
         removed = min(step, left.shape[1] - count, a.shape[1])
-        pairs = rows(likeness, a).gather(2, other.unsqueeze(1).expand(-1, a.shape[1], -1))
-        order = ranked(pairs.amax(dim=-1))
+        at = (a * length).unsqueeze(-1) + other.unsqueeze(1)  # (B, A, R - A)
+        order = ranked(likeness.gather(1, at.flatten(1)).view_as(at).amax(dim=-1))
         left = torch.cat([a.gather(1, order[:, removed:]), other], dim=1)
     return left

@@ -3,7 +3,17 @@ import math
 import pytest
 import torch
 
-from foveate.compressors.homography import TOLERANCE, centres, corners, estimated, fitted, mapped, mutual, overlap
+from foveate.compressors.homography import (
+    TOLERANCE,
+    centres,
+    corners,
+    estimated,
+    fitted,
+    mapped,
+    mutual,
+    overlap,
+    through,
+)
 from foveate.compressors.matching import cosine
 
 pytestmark = pytest.mark.fast
@@ -41,6 +51,17 @@ def test_a_map_is_found_from_four_points_or_from_many_of_which_some_do_not_count
     weight = torch.ones(30).double().index_fill(0, torch.tensor([3]), 0)
     assert torch.allclose(fitted(points, spoiled, weight), PERSPECTIVE, atol=1e-7)
     assert not torch.allclose(fitted(points, spoiled, torch.ones(30).double()), PERSPECTIVE, atol=1e-2)
+
+
+def test_four_points_and_their_places_fix_a_map_that_three_in_a_line_do_not():
+    points = centres(5, 6, torch.device("cpu"))
+    target = mapped(PERSPECTIVE, points)
+    some = torch.tensor([[0, 5, 24, 29], [29, 7, 12, 3]])
+    assert torch.allclose(through(points[some], target[some]), PERSPECTIVE.expand(2, 3, 3), atol=1e-12)
+    line, twice = torch.tensor([0, 2, 4, 29]), torch.tensor([0, 0, 24, 29])
+    for four in (line, twice):
+        m = through(points[four], target[four])
+        assert torch.linalg.det(m).abs() < 1e-12 and not mapped(m, points[:1]).isnan().any()
 
 
 def test_points_behind_the_horizon_are_infinitely_far():
