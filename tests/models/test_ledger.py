@@ -48,7 +48,7 @@ def eager_hosts(folders):
                 made[key].text.model.set_attn_implementation("eager")
             for stage, name in (k for k, cls in COMPRESSORS.items() if cls.learned):
                 method = untrained(make(stage, name), made[key].widths, made[key].matrices())
-                made[key].learned[stage, name] = method.network.eval()
+                made[key].learned[stage, name] = method.network.eval().requires_grad_(False)
         return made[key]
 
     return get
