@@ -35,23 +35,33 @@ def runnable(host, plan):
         pytest.skip(str(reason))
 
 
-@pytest.fixture(scope="module")
-def eager_hosts(folders):
+def opener(folders, eager):
+    """Hosts of one module: hosts(tower="clip", ...), with an untrained network for each method that learns."""
     made = {}
 
     def get(**settings):
         key = str(settings)
         if key not in made:
-            made[key] = load_host(folders(**settings))
-            made[key].model.set_attn_implementation("eager")
-            if made[key].text is not None:
-                made[key].text.model.set_attn_implementation("eager")
+            host = made[key] = load_host(folders(**settings))
+            for model in (host.model, host.text and host.text.model) if eager else ():
+                if model is not None:
+                    model.set_attn_implementation("eager")
             for stage, name in (k for k, cls in COMPRESSORS.items() if cls.learned):
-                method = untrained(make(stage, name), made[key].widths, made[key].matrices())
-                made[key].learned[stage, name] = method.network.eval().requires_grad_(False)
+                network = untrained(make(stage, name), host.widths, host.matrices()).network
+                host.learned[stage, name] = network.eval().requires_grad_(False)
         return made[key]
 
     return get
+
+
+@pytest.fixture(scope="module")
+def eager_hosts(folders):
+    return opener(folders, eager=True)
+
+
+@pytest.fixture(scope="module")
+def own_hosts(folders):
+    return opener(folders, eager=False)
 
 
 def test_an_uncompressed_pass_costs_what_the_formulas_say(host, tiny):
@@ -94,8 +104,8 @@ def test_scores_are_counted_apart(eager_hosts, tiny):
 @pytest.mark.parametrize(
     "settings", [{"text_tower": True}, {"tower": "siglip", "decoder": "qwen2"}, {"strategy": "full"}], ids=str
 )
-def test_a_forecast_is_the_ledger_of_the_pass(hosts, tiny, plan, settings):
-    host = hosts(**settings)
+def test_a_forecast_is_the_ledger_of_the_pass(own_hosts, tiny, plan, settings):
+    host = own_hosts(**settings)
     runnable(host, plan)
     p = host.open([tiny.picture(0), tiny.picture(1)], tiny.questions[:2])
     p.run(plan)
