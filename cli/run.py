@@ -1,9 +1,10 @@
-"""`foveate run`: one picture, one question, one answer, and what it cost."""
+"""`foveate run`: a picture or several, one question, one answer, and what it cost."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,10 @@ EXAMPLE = 'foveate run --image photo.png --question "what color is the car?" --b
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
-    parser.add_argument("--image", required=True, metavar="FILE", help="the picture")
-    parser.add_argument("--question", required=True, metavar="TEXT", help="what to ask about it")
+    parser.add_argument(
+        "--image", required=True, action="append", metavar="FILE", help="the picture; once for each of several"
+    )
+    parser.add_argument("--question", required=True, metavar="TEXT", help="what to ask about it, or about all of them")
     dial = parser.add_mutually_exclusive_group()
     dial.add_argument("--budget", type=float, metavar="SHARE", help="mean cost, as a share of the uncompressed FLOPs")
     dial.add_argument(
@@ -56,20 +59,20 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f"--max-new-tokens: {args.max_new_tokens} is below 1")
     if args.plan is not None and (args.controller is not None or args.max_flops is not None):
         raise ValueError("--plan: goes without --controller and --max-flops, it leaves nothing to decide")
-    image = open_picture(args.image)
+    images = [open_picture(path) for path in args.image]
     plan = None if args.plan is None else read_plan(args.plan)
     controller = None if plan is not None else controller_path(args.controller, args.model)
     if controller is not None:
         load(controller)  # a damaged file is told before the model is loaded
     host = open_model(args.model, args.dtype, args.device, args.learned)
     if plan is not None:
-        answer, record = by_plan(host, plan, image, args.question, args.max_new_tokens)
+        answer, record = by_plan(host, plan, images, args.question, args.max_new_tokens)
     else:
         dials = {"budget": args.budget, "lam": args.lam, "max_flops": args.max_flops}
-        answer, record = by_controller(host, controller, dials, image, args.question, args.max_new_tokens)
+        answer, record = by_controller(host, controller, dials, images, args.question, args.max_new_tokens)
     found = report(answer, record)
     if args.picture is not None:
-        save_picture(args.picture, host, image, record)
+        draw(args.picture, host, images, args.question, record)
         found["picture"] = str(args.picture)
     print(json.dumps(found, indent=2) if args.json else table(found))
     return 0
@@ -89,15 +92,20 @@ def controller_path(given: str | None, model: str) -> Path:
 
 
 def by_controller(
-    host: Host, controller: Path, dials: dict[str, float | None], image: np.ndarray, question: str, max_new_tokens: int
+    host: Host,
+    controller: Path,
+    dials: dict[str, float | None],
+    images: Sequence[np.ndarray],
+    question: str,
+    max_new_tokens: int,
 ) -> tuple[str, Record]:
-    """Answer and record of a picture and a question under a controller.
+    """Answer and record of a question about pictures under a controller.
 
     Args:
         host: an opened model.
         controller: file.
         dials: budget, lam, max_flops; see `serving.gate.Gate`.
-        image: (H, W, 3) uint8.
+        images: (H, W, 3) uint8 each, one or more.
         question: text.
         max_new_tokens: longest answer.
     Raises:
@@ -106,15 +114,17 @@ def by_controller(
     from foveate.serving.gate import Gate
 
     gate = Gate(host, None, controller, **dials)
-    answer = gate.answer([image], [question], max_new_tokens)[0]
+    answer = gate.answer([list(images)], [question], max_new_tokens)[0]
     return answer, gate.last[0]
 
 
-def by_plan(host: Host, plan: Plan, image: np.ndarray, question: str, max_new_tokens: int) -> tuple[str, Record]:
+def by_plan(
+    host: Host, plan: Plan, images: Sequence[np.ndarray], question: str, max_new_tokens: int
+) -> tuple[str, Record]:
     """The same under a fixed plan. Raises: ValueError where the model cannot run it."""
     from foveate.serving.gate import record_of
 
-    p = host.open([image], [question])
+    p = host.open([list(images)], [question])
     check_runs(host, plan, p.shapes[0])
     answer = p.run(plan).decode(max_new_tokens=max_new_tokens)[0]
     return answer, record_of(p, 0, plan, "plan")
@@ -165,16 +175,16 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def save_picture(path: str | Path, host: Host, image: np.ndarray, record: Record) -> None:
-    """Marks the tokens that reach the last decoder layer on the picture, or on the part of it that the model saw."""
-    from foveate.serving.picture import save_kept_picture
+def draw(path: str | Path, host: Host, images: Sequence[np.ndarray], question: str, record: Record) -> None:
+    """Marks the tokens that reach the last decoder layer on the pictures, one panel for each.
 
-    grid, positions = record.kept
-    save_kept_picture(path, seen_by(host, image), grid, positions)
+    Raises:
+        ValueError: a suffix of no picture format, or a plan that leaves no token its place.
+    """
+    from foveate.serving.picture import kept_panels, places, save_picture
 
-
-def seen_by(host: Host, image: np.ndarray) -> np.ndarray:
-    """The picture itself where the model sees all of it, else the crop."""
-    crops = bool(getattr(host.inputs.processor.image_processor, "do_center_crop", False))
-    square = image.shape[0] == image.shape[1]
-    return host.inputs.framed(image).views[0].pixels if crops and not square else image
+    if record.kept is None:
+        raise ValueError(f"--picture: {record.plan.label()} leaves the tokens of several views without places to draw")
+    row, left = host.inputs.row(list(images), question, 0), iter(record.kept)
+    kept = [[next(left) for _ in picture.views] for picture in row.pictures]
+    save_picture(path, kept_panels(images, places(host.inputs, row), kept))

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from foveate.compressors.base import Grid
+from foveate.models.boxes import WHOLE, Box
 from foveate.models.errors import BadInput, HostError
 from foveate.tasks.images import PictureError, open_picture
 
@@ -245,6 +246,10 @@ class Inputs(ABC):
     def places(self, ids: np.ndarray, pictures: Sequence[Framed]) -> np.ndarray:
         """(S, P) int64 position ids of a whole prompt; by default 0, 1, 2 ... with P = 1."""
         return np.arange(len(ids))[:, None]
+
+    def boxes(self, picture: Framed) -> list[Box]:
+        """Where each of its views lies in a picture; by default all of it."""
+        return [WHOLE] * len(picture.views)
 
     def pixels(self, views: Sequence[View]) -> Tensor:
         """(B, 3, H, W) float32 of views of equal size, normalised by the image processor."""

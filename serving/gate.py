@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foveate.compressors.base import Grid
 from foveate.controller.artefact import Artefact, ControllerError, load
 from foveate.controller.decision import Controller
 from foveate.controller.observation import TOKEN_GROUPS, check_order
@@ -35,6 +36,7 @@ from foveate.models.inputs import Row
 from foveate.models.learned import attach
 from foveate.models.ledger import Ledger
 from foveate.models.passes import Pass
+from foveate.models.prompt import joined
 from foveate.models.text_tower import FOLDER, TextTower
 from foveate.plans.plan import UNCOMPRESSED, Choice, Plan
 from foveate.serving.deciding import Course, Dials, Driver
@@ -60,7 +62,8 @@ class Record:
         ledger: of the row, answer included; None for an unsupported request.
         full: FLOPs of the uncompressed pass with as long an answer; 0 for an unsupported request.
         layers: visual tokens in each decoder layer.
-        kept: (grid, positions) of the visual tokens in the last decoder layer; None where that is not known.
+        kept: of each view, the grid of those of its tokens that the prompt shows and the positions of what is left of
+            them in the last decoder layer; None where that is not known.
         seconds: what deciding took, features included, shared equally by the rows of a call.
         why: of an unsupported request, what the gate could not take, in one line.
     """
@@ -71,7 +74,7 @@ class Record:
     ledger: Ledger | None = None
     full: int = 0
     layers: tuple[int, ...] = ()
-    kept: tuple[tuple[int, int, int], tuple[int, ...]] | None = field(default=None, repr=False)
+    kept: tuple[tuple[Grid, tuple[int, ...]], ...] | None = field(default=None, repr=False)
     seconds: float = 0.0
     why: str = ""
 
@@ -260,7 +263,7 @@ class Gate:
             ledger.add("abandoned", "compressed pass", wasted)
         decisions = () if course is None else tuple(course.taken)
         n, depth = row.shape.n_visual, self.host.decoder_depth
-        kept = (row.views[0].grid, tuple(range(n))) if len(row.views) == 1 else None
+        kept = tuple(((t, h, w), tuple(range(t * h * w))) for t, h, w in row.shape.shown or row.shape.grids)
         return answer, Record(UNCOMPRESSED, reason, decisions, ledger, full, (n,) * depth, kept)
 
     def _own_answer(self, row: Row, max_new_tokens: int) -> list[int]:
@@ -290,10 +293,18 @@ def record_of(
     return Record(plan, reason, decisions, p.ledger[row], full, layers, kept_of(p, row), seconds)
 
 
-def kept_of(p: Pass, row: int) -> tuple[tuple[int, int, int], tuple[int, ...]]:
-    """Grid and positions of a row's visual tokens in the last decoder layer of a pass behind `prefill`."""
-    stream = p.opened.stream
-    return p.opened.grids[row], tuple(stream.position[row][stream.visual[row]].tolist())
+def kept_of(p: Pass, row: int) -> tuple[tuple[Grid, tuple[int, ...]], ...] | None:
+    """See `Record.kept`, of a pass behind `prefill`; None where a method put all views' tokens on a grid of its own."""
+    stream, grids = p.opened.stream, [state.grid for state in p.of_row("projector", row)]
+    positions = stream.position[row][stream.visual[row]].cpu().numpy()
+    if len(grids) == 1:
+        return ((p.opened.grids[row], tuple(positions.tolist())),)
+    if p.opened.grids[row] != joined(grids, True)[0]:
+        return None
+    ends = np.cumsum([t * h * w for t, h, w in grids])
+    inside = ((positions >= end - t * h * w) & (positions < end) for end, (t, h, w) in zip(ends, grids, strict=True))
+    found = (positions[at] - (end - t * h * w) for at, end, (t, h, w) in zip(inside, ends, grids, strict=True))
+    return tuple((grid, tuple(at.tolist())) for grid, at in zip(grids, found, strict=True))
 
 
 def host_of(model: Any, processor: Any) -> Host:

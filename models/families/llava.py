@@ -11,6 +11,7 @@ from transformers import LlavaForConditionalGeneration
 
 from foveate.compressors.base import Grid
 from foveate.compressors.learned import Projector
+from foveate.models.boxes import Box
 from foveate.models.decoder import Decoder, check_decoder
 from foveate.models.errors import BadInput, UnsupportedModel
 from foveate.models.host import Host
@@ -67,6 +68,15 @@ class LlavaInputs(Inputs):
         """See `Inputs.refit`."""
         view = resized(picture.views[0], grids[0], self.patch)
         return one_view(view, self.image_token_id, picture.size, self.cls)
+
+    def boxes(self, picture: Framed) -> list[Box]:
+        """See `Inputs.boxes`; a processor that crops leaves the middle."""
+        how = self.processor.image_processor
+        if not (how.do_center_crop and how.do_resize and how.size.get("shortest_edge")):
+            return super().boxes(picture)
+        scale = how.size["shortest_edge"] / min(picture.size)
+        inside = (how.crop_size["height"] / picture.size[0] / scale, how.crop_size["width"] / picture.size[1] / scale)
+        return [(0.5 - inside[1] / 2, 0.5 - inside[0] / 2, 0.5 + inside[1] / 2, 0.5 + inside[0] / 2)]
 
 
 class LlavaHost(Host):

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from foveate.compressors.base import Grid
+from foveate.models.boxes import WHOLE, Box, tiles
 from foveate.models.decoder import Decoder
 from foveate.models.errors import HostError, UnsupportedModel
 from foveate.models.host import Host
@@ -106,6 +107,14 @@ class TiledInputs(Inputs):
         )
         ids = tuple(np.asarray(picture.ids)[stays].tolist())
         return Framed(views, ids, picture.view[stays], picture.position[stays], picture.size)
+
+    def boxes(self, picture: Framed) -> list[Box]:
+        """See `Inputs.boxes`: tiles row by row, arranged as the picture's shape is, then all of it."""
+        n, (height, width) = len(picture.views) - 1, picture.size
+        if n < 1:
+            return [WHOLE]
+        columns = min((c for c in range(1, n + 1) if n % c == 0), key=lambda c: abs(c * c / n - width / height))
+        return [*tiles(n // columns, columns), WHOLE]
 
     def pixels(self, views: Sequence[View]) -> Tensor:
         """See `Inputs.pixels`."""

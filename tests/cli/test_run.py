@@ -59,7 +59,21 @@ class TestAnswers:
         got = call("run", *asked, "--controller", controller, "--picture", tmp_path / "kept.png")
         assert got.status == 0 and str(tmp_path / "kept.png") in got.out
         pixels = np.asarray(Image.open(tmp_path / "kept.png"))
-        assert (pixels == (255, 170, 0)).all(-1).any() and pixels.shape[0] == pixels.shape[1] >= 512
+        marked = np.argwhere((pixels == (255, 170, 0)).all(-1))
+        assert pixels.shape == (720, 540, 3), "the picture as it was given, nine times as large"
+        assert len(marked) and marked[:, 0].min() >= 90 and marked[:, 0].max() < 630, "the model saw its middle"
+
+    def test_several_pictures_are_asked_about_together_and_drawn_side_by_side(
+        self, call, asked, controller, host, photo, serving, tmp_path
+    ):
+        second = serving.tiny.picture(5, 64, 64)
+        Image.fromarray(second).save(tmp_path / "second.png")
+        more = ["--image", tmp_path / "second.png", "--picture", tmp_path / "kept.png"]
+        found = json.loads(call("run", *asked, *more, "--controller", controller, "--json").out)
+        first = np.asarray(Image.open(photo).convert("RGB"))
+        p = host.open([[first, second]], ["what is this ?"]).run(ZIP)
+        assert [found["answer"]] == p.decode(max_new_tokens=4) and found["tokens"]["outside"] == 8
+        assert Image.open(found["picture"]).size == (540 + 48 + 512, 720)
 
     def test_a_hard_limit_is_kept(self, call, asked, controller):
         full = json.loads(call("run", *asked, "--plan", "none", "--json").out)["flops"]["total"]

@@ -12,7 +12,8 @@ from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 
 from foveate.models.errors import HostError, UnsupportedModel
-from foveate.models.families.anyres import AnyResInputs, Layout, best_resolution
+from foveate.models.families.anyres import AnyResInputs
+from foveate.models.families.layout import Layout, best_resolution
 from foveate.models.inputs import NEWLINE
 
 pytestmark = pytest.mark.fast

@@ -229,3 +229,37 @@ def test_a_fallen_row_is_answered_by_the_models_own_generate(opened, family):
     for i, own in enumerate(wanted):
         answer = gate._uncompressed(request, i, "compressor")[0]
         assert own[: len(answer)] == answer
+
+
+def test_kept_positions_are_those_of_each_view(opened, family):
+    host, *_ = opened(family)
+    pictures, questions = rows((2,))
+    gate = Gate(host, None, serving.artefact(host, ZIP))
+    gate.answer(pictures, questions, 2)
+    (record,), (row,) = gate.last, host.inputs.rows(pictures, questions)
+    p = host.open(pictures, questions).run(ZIP)
+    states = p.of_row("projector", 0)
+    assert [grid for grid, _ in record.kept] == list(row.shape.shown or row.shape.grids)
+    wanted = [sorted(position for position in state.position.tolist() if position >= 0) for state in states]
+    assert [list(kept) for _, kept in record.kept] == wanted and any(wanted)
+    plain = gate._uncompressed(from_tensors(host, tensors(host, [row]) | {"max_new_tokens": 2}), 0, "compressor")[1]
+    assert [grid for grid, _ in plain.kept] == [grid for grid, _ in record.kept]
+    assert [len(kept) for _, kept in plain.kept] == [int((entries >= 0).sum()) for entries in row.entries]
+
+
+@pytest.mark.parametrize("size", [(60, 60), (30, 100), (90, 40)])
+def test_boxes_say_where_views_lie(opened, family, size):
+    """On a picture whose red grows to the right and whose green grows downwards, colours tell the place."""
+    host, *_ = opened(family)
+    (height, width), ramp = size, lambda n: np.linspace(20, 235, n)
+    red, green = np.broadcast_to(ramp(width), size), np.broadcast_to(ramp(height)[:, None], size)
+    image = np.stack([red, green, np.full(size, 128)], axis=-1).round().astype(np.uint8)
+    picture = host.inputs.framed(image)
+    for view, (left, top, right, bottom) in zip(picture.views, host.inputs.boxes(picture), strict=True):
+        h, w = view.pixels.shape[:2]
+        for y, x in ((h // 4, w // 4), (h // 2, w // 2), (3 * h // 4, 3 * w // 4)):
+            across, down = left + (right - left) * (x + 0.5) / w, top + (bottom - top) * (y + 0.5) / h
+            if not (0.1 < across < 0.9 and 0.1 < down < 0.9):
+                continue  # padding, or beside it
+            said = (view.pixels[y, x, :2] - 20.0) / 215
+            assert abs(said[0] - across) < 0.05 and abs(said[1] - down) < 0.05

@@ -111,7 +111,7 @@ class TestPlans:
     def test_kept_positions_are_those_of_the_last_layer(self, host, make_artefact, batch):
         gate = Gate(host, None, make_artefact(BOTH))
         gate.answer(*batch, 2)
-        grid, positions = gate.last[0].kept
+        ((grid, positions),) = gate.last[0].kept
         assert grid == (1, 4, 4) and len(positions) == 4 == gate.last[0].layers[-1]
         assert sorted(set(positions)) == list(positions) and -1 <= positions[0] and positions[-1] < 16
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foveate.serving.picture import DIMMED, OUTLINE, kept_picture, save_kept_picture
+from foveate.models.boxes import WHOLE, padded_to, tiles
+from foveate.serving.picture import BETWEEN, DIMMED, GAP, MOST, OUTLINE, kept_panels, kept_picture, save_picture
 
 pytestmark = pytest.mark.fast
 
@@ -56,7 +57,61 @@ def test_a_position_outside_the_grid_and_a_film_are_refused(grid, positions, mat
 
 
 def test_the_suffix_is_the_format(tmp_path):
-    save_kept_picture(tmp_path / "kept.png", np.zeros((8, 8, 3), np.uint8), (1, 2, 2), [0])
+    made = kept_picture(np.zeros((8, 8, 3), np.uint8), (1, 2, 2), [0])
+    save_picture(tmp_path / "kept.png", made)
     assert Image.open(tmp_path / "kept.png").format == "PNG"
     with pytest.raises(ValueError, match=r"kept\.bin"):
-        save_kept_picture(tmp_path / "kept.bin", np.zeros((8, 8, 3), np.uint8), (1, 2, 2), [0])
+        save_picture(tmp_path / "kept.bin", made)
+
+
+def test_a_picture_of_one_view_is_drawn_as_ever():
+    image = np.full((40, 60, 3), 90, np.uint8)
+    panels = kept_panels([image], [[WHOLE]], [[((1, 2, 3), [0, 5])]])
+    assert panels.tobytes() == kept_picture(image, (1, 2, 3), [0, 5]).tobytes()
+
+
+def test_tiles_lie_in_their_places_and_the_view_of_all_stands_beside_them():
+    image = np.full((32, 64, 3), 200, np.uint8)
+    one = (1, 2, 2)  # tokens of each view
+    got = kept_panels([image], [[WHOLE, *tiles(1, 2)]], [[(one, [3]), (one, [0]), (one, [3])]])
+    half = (got.width - GAP) // 2
+    assert half == 2 * got.height
+    left, right = (got.crop((x, 0, x + half, got.height)) for x in (0, half + GAP))
+    cell = got.height // 2
+    dim = (int(200 * DIMMED),) * 3
+    bright = {
+        (r, c) for r in range(2) for c in range(4) if left.getpixel((c * cell + cell // 2, r * cell + cell // 2)) != dim
+    }
+    assert bright == {(0, 0), (1, 3)}, "the first token of the left tile, the last of the right one"
+    wide = half // 2
+    bright = {
+        (r, c)
+        for r in range(2)
+        for c in range(2)
+        if right.getpixel((c * wide + wide // 2, r * cell + cell // 2)) != dim
+    }
+    assert bright == {(1, 1)}
+    assert got.getpixel((half + GAP // 2, 0)) == (255, 255, 255)
+
+
+def test_several_pictures_are_panels_beside_and_below_each_other():
+    images = [np.full(size, 100, np.uint8) for size in ((512, 512, 3), (512, 600, 3), (2048, 1024, 3))]
+    got = kept_panels(images, [[WHOLE]] * 3, [[((1, 1, 1), kept)] for kept in ([0], [], [0])])
+    assert got.size == (512 + BETWEEN + 600, 512 + BETWEEN + MOST)
+    middles = [got.getpixel(at) for at in ((256, 256), (512 + BETWEEN + 300, 256), (256, 512 + BETWEEN + 512))]
+    assert middles == [(100,) * 3, (30,) * 3, (100,) * 3]
+
+
+def test_tokens_of_padding_are_cut_off_and_what_no_view_covers_is_dimmed():
+    image = np.full((64, 32, 3), 100, np.uint8)
+    padded = kept_panels([image], [padded_to((64, 32), (1, 1), [WHOLE])], [[((1, 1, 4), [0, 1, 2, 3])]])
+    assert padded.size == (512, 1024) and np.asarray(padded)[512, 10].tolist() == [100, 100, 100]
+    cropped = kept_panels([image], [[(0.0, 0.25, 1.0, 0.75)]], [[((1, 1, 1), [0])]])
+    assert [np.asarray(cropped)[y, 100].tolist() for y in (100, 512, 900)] == [[30] * 3, [100] * 3, [30] * 3]
+
+
+def test_pictures_and_views_must_be_as_many():
+    image = np.zeros((8, 8, 3), np.uint8)
+    for pictures, boxes, kept in (([image], [[WHOLE]], []), ([image], [[WHOLE]], [[]])):
+        with pytest.raises(ValueError, match="zip"):
+            kept_panels(pictures, boxes, kept)
