@@ -113,6 +113,7 @@ def means(stands: Tensor, group: Tensor, size: Tensor) -> Reduction:
 
 
 def summed(x: Tensor, group: Tensor, groups: int) -> Tensor:
-    """Columns of x (B, R, N) added up by group (B, N) in 0 .. groups - 1: (B, R, groups)."""
-    b, r, _ = x.shape
-    return x.new_zeros(b, r, groups).scatter_add_(2, group.unsqueeze(1).expand(-1, r, -1), x)
+    """Rows of x (B, N, R) added up by group (B, N) in 0 .. groups - 1: (B, groups, R)."""
+    b, _, r = x.shape
+    into = group + groups * torch.arange(b, device=x.device).unsqueeze(-1)
+    return x.new_zeros(b * groups, r).index_add_(0, into.flatten(), x.flatten(0, 1)).view(b, groups, r)

@@ -55,11 +55,11 @@ class Grouping:
     def likeness(self, products: Tensor) -> Tensor:
         """(B, N, N) cosine of each token with the mean of each slot, -inf where no slot has this name."""
         slot, weight = self.of_token, self.weight
-        to_slot = summed(products * weight.unsqueeze(1), slot, slot.shape[1])
+        to_slot = summed(products * weight.unsqueeze(2), slot, slot.shape[1]).mT
         own = to_slot.gather(2, slot.unsqueeze(-1)).squeeze(-1)
         square = torch.zeros_like(own).scatter_add_(1, slot, own * weight)
-        scale = products.diagonal(dim1=1, dim2=2).unsqueeze(-1) * square.unsqueeze(1)
-        return cosines(to_slot, scale).masked_fill(~self.stands.unsqueeze(1), -torch.inf)
+        likeness = cosines(to_slot, products.diagonal(dim1=1, dim2=2), square)
+        return likeness.masked_fill(~self.stands.unsqueeze(1), -torch.inf)
 
     def split(self, products: Tensor, count: int) -> Grouping:
         """With as many tokens more in slots of their own as it takes: those least like their slot, but not its hub."""
@@ -88,43 +88,52 @@ class Grouping:
         return replace(selection(stands), into=number.gather(1, into), weight=weight)
 
 
-def cosines(products: Tensor, squares: Tensor) -> Tensor:
-    """Inner products over the root of both squares multiplied; 0 where that is 0."""
-    return rounded(products / squares.clamp(min=0).sqrt().clamp(min=1e-12))
+def cosines(products: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """(B, N, M) inner products as cosines, given the squares (B, N) and (B, M) of both sides; 0 for a zero vector."""
+    a, b = (1 / square.clamp(min=0).sqrt().clamp(min=1e-12) for square in (left, right))
+    return rounded(products * a.unsqueeze(2) * b.unsqueeze(1))
 
 
-def grouped(products: Tensor, same_frame: Tensor, tau: Tensor, sampled: Callable[[Tensor, int], Tensor]) -> Grouping:
+def among(products: Tensor) -> Tensor:
+    """(B, N, N) cosines from the inner products of vectors with each other."""
+    square = products.diagonal(dim1=1, dim2=2)
+    return cosines(products, square, square)
+
+
+def grouped(
+    products: Tensor, likeness: Tensor, same_frame: Tensor, tau: Tensor, sampled: Callable[[Tensor, int], Tensor]
+) -> Grouping:
     """Components within frames, and slots from the components of their means.
 
     Args:
         products: (B, N, N) inner products of the tokens.
+        likeness: (B, N, N) their cosines.
         same_frame: (B, N, N) bool.
         tau: (B, 1, 1) cosine above which two are joined.
         sampled: of the pairs that may be joined, those that a sample sees; with a salt for its draw.
     """
-    component, members = joined(products, same_frame, tau, sampled(same_frame, 0))
+    component, members = joined(likeness, same_frame, tau, sampled(same_frame, 0))
     n = component.shape[1]
     weight = 1 / members.gather(1, component).float()
-    means = summed(products * weight.unsqueeze(1), component, n)
-    means = summed(means.mT * weight.unsqueeze(1), component, n)  # (B, N, N) at the components' names
+    means = summed(products * weight.unsqueeze(2), component, n)
+    means = summed(means.mT * weight.unsqueeze(2), component, n)  # (B, N, N) at the components' names
     exists = (members > 0).unsqueeze(1) & (members > 0).unsqueeze(2)
-    slot, _ = joined(means, exists, tau, sampled(exists, n))
+    slot, _ = joined(among(means), exists, tau, sampled(exists, n))
     return Grouping(component, slot)
 
 
-def joined(products: Tensor, allowed: Tensor, tau: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+def joined(likeness: Tensor, allowed: Tensor, tau: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     """(B, N) the component of each, named by the member with most joints (ties: the lowest index); (B, N) its size.
 
     Args:
-        products: (B, N, N) inner products.
+        likeness: (B, N, N) cosines.
         allowed: (B, N, N) bool, the pairs that count as joints.
         tau: (B, 1, 1) cosine above which two are joined.
         seen: (B, N, N) bool, the allowed pairs by which components grow.
     """
-    square = products.diagonal(dim1=1, dim2=2)
-    alike = (cosines(products, square.unsqueeze(1) * square.unsqueeze(2)) > tau) & allowed
-    lowest = components(alike & seen)
-    hub = first_max(alike.sum(dim=-1).float(), lowest, square.shape[1])[1]
+    alike = (likeness > tau) & allowed
+    lowest = components(alike if seen is allowed else alike & seen)
+    hub = first_max(alike.sum(dim=-1).float(), lowest, alike.shape[1])[1]
     name = hub.gather(1, lowest)
     return name, sizes(name) * allowed.diagonal(dim1=1, dim2=2)
 
@@ -143,6 +152,8 @@ def sample(chance: Tensor, allowed: Tensor, epsilon: float) -> Tensor:
 def highest(at: Callable[[Tensor], Grouping], most: float, count: int, like: Tensor) -> Grouping:
     """The grouping at the highest tau up to `most` that gives no more slots than the count, found by halving.
 
+    The search ends early where no more than one slot of sixteen is lacking.
+
     Args:
         at: the grouping of every row at its tau (B, 1, 1).
         most: where a row fits at once, it stays.
@@ -155,7 +166,7 @@ def highest(at: Callable[[Tensor], Grouping], most: float, count: int, like: Ten
     if not bool(settled.all()):
         best = best.where(settled, at(low))  # one slot
     for _ in range(HALVINGS):
-        settled = settled | (best.number == count)
+        settled = settled | (best.number >= count - count // 16)
         if bool(settled.all()):
             break
         middle = (low + high) / 2

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from foveate.compressors.base import Reducer, Reduction, Tokens
 from foveate.compressors.chance import uniform
-from foveate.compressors.grouping import Grouping, grouped, highest, sample
+from foveate.compressors.grouping import Grouping, among, grouped, highest, sample
 from foveate.compressors.registry import register
 
 
@@ -25,10 +25,10 @@ class LLaVAScissor(Reducer):
              token with most joints of the component with most joints
     Shapes:  x (B, N, D) -> into, weight (B, N, 2)
     Cost:    2 B N^2 D FLOPs: all cosines, those of means too, follow from one product of the tokens with themselves.
-    Differs: the code has tau = 0.9; here the count sets it: the highest tau that gives no more slots, and tokens least
-             like their slot become slots of their own until the count is met. Components are exact, where the code
-             joins a random sample of tokens to their neighbours (the same up to about 3240 tokens) and loses some.
-             Frames are not pooled here.
+    Differs: the code has tau = 0.9; here the count sets it: the highest tau that gives no more slots (one of sixteen
+             may lack), and tokens least like their slot become slots of their own until the count is met. Components
+             are exact, where the code joins a random sample of tokens to their neighbours (the same up to about 3240
+             tokens) and loses some. Frames are not pooled here.
 
     Args:
         threshold: tau; then the count is only a ceiling, under which tau falls where it must. None = the count is met.
@@ -55,7 +55,8 @@ class LLaVAScissor(Reducer):
     def plan(self, tokens: Tokens, count: int) -> Reduction:
         x = tokens.x.float()
         products = x @ x.mT
-        frame = tokens.position // (tokens.grid[1] * tokens.grid[2])
+        likeness, frame = among(products), tokens.position // (tokens.grid[1] * tokens.grid[2])
+        same_frame = frame.unsqueeze(1) == frame.unsqueeze(2)
         index = torch.arange(tokens.n, device=x.device).expand_as(frame)
 
         def sampled(allowed: Tensor, salt: int) -> Tensor:
@@ -65,7 +66,7 @@ class LLaVAScissor(Reducer):
             return allowed & (drawn.unsqueeze(1) | drawn.unsqueeze(2))
 
         def at(tau: Tensor) -> Grouping:
-            return grouped(products, frame.unsqueeze(1) == frame.unsqueeze(2), tau, sampled)
+            return grouped(products, likeness, same_frame, tau, sampled)
 
         found = highest(at, 1.0 if self.threshold is None else self.threshold, count, x)
         if self.threshold is None:

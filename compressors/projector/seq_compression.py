@@ -100,7 +100,7 @@ def distances(products: Tensor, cluster: Tensor, count: int) -> Tensor:
     """(B, N, count) squared distance of each token to the mean of each cluster; inf where a cluster is empty."""
     number = torch.zeros(*cluster.shape[:1], count, device=products.device)
     number.scatter_add_(1, cluster, torch.ones_like(cluster, dtype=torch.float32))
-    to_mean = summed(products, cluster, count) / number.clamp(min=1).unsqueeze(1)
+    to_mean = summed(products, cluster, count).mT / number.clamp(min=1).unsqueeze(1)
     own = to_mean.gather(2, cluster.unsqueeze(-1)).squeeze(-1)
     mean_square = torch.zeros_like(number).scatter_add_(1, cluster, own) / number.clamp(min=1)
     found = products.diagonal(dim1=1, dim2=2).unsqueeze(-1) - 2 * to_mean + mean_square.unsqueeze(1)

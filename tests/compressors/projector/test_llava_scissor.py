@@ -6,6 +6,7 @@ from torch.nn.functional import normalize
 
 from foveate.compressors.base import apply, apply_size
 from foveate.compressors.grouping import joined, sample
+from foveate.compressors.matching import cosine
 from foveate.compressors.registry import make
 
 pytestmark = pytest.mark.fast
@@ -75,11 +76,11 @@ def test_likeness_is_handed_on_from_neighbour_to_neighbour(tiny):
 
 
 def test_components_stand_in_the_order_of_their_hubs():
-    products = torch.eye(6)
+    likeness = torch.eye(6)
     for i, j in ((0, 2), (2, 5), (1, 3)):
-        products[i, j] = products[j, i] = 0.95
+        likeness[i, j] = likeness[j, i] = 0.95
     everywhere = torch.ones(1, 6, 6, dtype=torch.bool)
-    name, members = joined(products.unsqueeze(0), everywhere, torch.full((1, 1, 1), 0.9), everywhere)
+    name, members = joined(likeness.unsqueeze(0), everywhere, torch.full((1, 1, 1), 0.9), everywhere)
     assert name.tolist() == [[2, 1, 2, 1, 4, 2]]  # hubs 1, 2 and 4
     assert members.tolist() == [[0, 2, 3, 0, 1, 0]]
 
@@ -122,11 +123,11 @@ def test_the_count_is_met_exactly_and_is_a_ceiling_under_a_threshold(tiny):
 
 def test_a_higher_threshold_gives_no_fewer_components_of_one_frame(tiny):
     tokens = tiny(n=196, grid=(1, 14, 14), seed=1)
-    x = tokens.x
+    likeness = cosine(tokens.x, tokens.x)
     everywhere = torch.ones(1, 196, 196, dtype=torch.bool)
     numbers = []
     for tau in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
-        name, _ = joined(x @ x.mT, everywhere, torch.full((1, 1, 1), tau), everywhere)
+        name, _ = joined(likeness, everywhere, torch.full((1, 1, 1), tau), everywhere)
         numbers.append(name.unique().numel())
     assert numbers == sorted(numbers) and numbers[0] == 1 and numbers[-1] == 196
     assert numbers[-2] > 150  # they jump between .7 and .9
