@@ -31,6 +31,19 @@ def rank(score: Tensor) -> Tensor:
     )
 
 
+def rank_within(score: Tensor, group: Tensor) -> Tensor:
+    """Each entry's place among those of its group (B, N) int64 by falling score, from 0; equal ones by rising index."""
+    order = ranked(score)
+    named = group.gather(-1, order)
+    by_group = named.argsort(dim=-1, stable=True)
+    named, order = named.gather(-1, by_group), order.gather(-1, by_group)
+    line = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    begins = torch.ones_like(named, dtype=torch.bool)
+    begins[..., 1:] = named[..., 1:] != named[..., :-1]
+    first = line.masked_fill(~begins, 0).cummax(dim=-1).values
+    return torch.empty_like(order).scatter_(-1, order, line - first)
+
+
 def marked(like: Tensor, index: Tensor) -> Tensor:
     """(B, N) bool, true at index (B, K); `like` (B, N) gives shape and device."""
     return torch.zeros_like(like, dtype=torch.bool).scatter_(1, index, True)

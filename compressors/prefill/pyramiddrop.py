@@ -8,6 +8,7 @@ from torch import Tensor
 
 from foveate.compressors.base import Selector, Tokens, scaled
 from foveate.compressors.registry import register
+from foveate.compressors.schedules import falling, geometric
 from foveate.compressors.signals import Signal
 
 
@@ -21,15 +22,19 @@ class PyramidDrop(Selector):
     Formula: s[n] = (1/H) * sum_h attn[h, q, n] with the boundary layer's own projections, q the last prompt position;
              stage i of S keeps floor(N * (count / N)^(i / S))
     Shapes:  last_query (B, H, N) -> s (B, N) float32
-    Cost:    one query row at each boundary: 2 * B * H * N * d FLOPs, and that layer's query and key projections
-    Differs: nothing known in the ranking; ids are numbered anew after each stage, as in the code (under M-RoPE they are
-             kept). The code lists its shares (1/2, 1/4, 1/8); here the last stage leaves `count` and the others lie
-             geometrically between, which for 1/8 are the same counts.
+    Cost:    one query row at each boundary, 2 B H N d FLOPs, and that layer's keys
+    Differs: nothing known in the ranking. Ids are numbered anew after each stage, as in the code; under M-RoPE, where
+             numbers in a line would mean other places in the picture, they are kept. The code lists its shares (1/2,
+             1/4, 1/8); here the last stage leaves `count` and the others lie geometrically between, which for 1/8 are
+             the same counts. The code projects values too, which nobody reads; the prompt is cut to no length.
 
     Args:
         boundaries: layers before which tokens go, and the depth that they are counted on: ((8, 16, 24), 32).
+        share: what each stage but the last keeps of the tokens before it, 0.5 in the paper; None = as it takes to
+            reach `count` evenly.
     Raises:
-        ValueError: `boundaries` are not ascending within 1 .. depth - 1, or `count` is outside 1..N.
+        ValueError: `boundaries` are not ascending within 1 .. depth - 1, `share` is outside (0, 1], or `count` is
+            outside 1..N.
         MissingSignal: the host gave no `last_query`.
     """
 
@@ -42,8 +47,11 @@ class PyramidDrop(Selector):
     fidelity = "reference"
 
     boundaries: tuple[tuple[int, ...], int] = ((8, 16, 24), 32)
+    share: float | None = None
 
     def __post_init__(self) -> None:
+        if self.share is not None and not 0 < self.share <= 1:
+            raise ValueError(f"pyramiddrop: share {self.share} is outside (0, 1]")
         layers, depth = self.boundaries
         if not layers or layers != tuple(sorted(set(layers))) or layers[0] < 1 or layers[-1] >= depth:
             raise ValueError(f"pyramiddrop: boundaries {layers} are not ascending within 1..{depth - 1}")
@@ -58,15 +66,7 @@ class PyramidDrop(Selector):
 
     def sites(self, n: int, count: int, depth: int) -> list[tuple[int, int]]:
         layers = self.resolved(depth)
-        counts = stage_counts(n, (count / n) ** (1 / len(layers)), len(layers))
-        counts = [max(count, left) for left in counts[:-1]] + [count]
-        entering = [n, *counts]
-        return [(layer, left) for layer, left, came in zip(layers, counts, entering, strict=False) if left < came]
+        return falling(n, layers, geometric(n, count, len(layers), self.share))
 
     def score(self, tokens: Tokens) -> Tensor:
         return tokens.signals["last_query"].float().mean(dim=1)
-
-
-def stage_counts(n: int, share: float, stages: int) -> list[int]:
-    """Tokens after each stage when each keeps the same share of those before: parts of the original n, rounded down."""
-    return [int(n * share**stage + 1e-9) for stage in range(1, stages + 1)]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from foveate.compressors.choosing import first_max, marked, rank, ranked, rows, selection
+from foveate.compressors.choosing import first_max, marked, rank, rank_within, ranked, rows, selection
 
 pytestmark = pytest.mark.fast
 
@@ -11,6 +11,12 @@ def test_equal_scores_are_ranked_by_index_and_tiers_come_first():
     assert ranked(score).tolist() == [[1, 2, 0, 3], [0, 1, 2, 3]]
     assert rank(score).tolist() == [[2, 0, 1, 3], [0, 1, 2, 3]]
     assert ranked(score, torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1]])).tolist() == [[2, 3, 1, 0], [1, 3, 0, 2]]
+
+
+def test_ranks_within_a_group_count_from_its_best():
+    score, group = torch.tensor([[0.1, 0.9, 0.5, 0.5, 0.7]]), torch.tensor([[3, 0, 3, 3, 0]])
+    assert rank_within(score, group).tolist() == [[2, 0, 0, 1, 1]]
+    assert rank_within(torch.zeros(2, 3), torch.tensor([[0, 1, 2], [1, 1, 1]])).tolist() == [[0, 0, 0], [0, 1, 2]]
 
 
 def test_rows_are_picked_and_marked():

@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from foveate.compressors.prefill.pyramiddrop import stage_counts
 from foveate.compressors.registry import make
 from foveate.compressors.signals import Signal
 
@@ -9,8 +8,15 @@ pytestmark = pytest.mark.fast
 
 
 def test_halving_rounds_down_from_the_original_number():
-    assert stage_counts(576, 0.5, 3) == [288, 144, 72]
-    assert stage_counts(10, 0.5, 3) == [5, 2, 1]
+    halves = make("prefill", "pyramiddrop", share=0.5)
+    assert halves.sites(576, 72, 32) == [(8, 288), (16, 144), (24, 72)]
+    assert halves.sites(10, 1, 32) == [(8, 5), (16, 2), (24, 1)]
+    assert halves.sites(10, 6, 32) == [(8, 6)]  # never fewer than asked for
+
+
+def test_a_share_outside_its_range_is_named():
+    with pytest.raises(ValueError, match=r"pyramiddrop: share 1.5 is outside \(0, 1\]"):
+        make("prefill", "pyramiddrop", share=1.5)
 
 
 def test_an_eighth_gives_the_published_counts_and_their_mean():
