@@ -97,6 +97,7 @@ class Judged:
 
     Args:
         pretrained: "reference", a folder or a hub id.
+        learned: folder with weights of learned methods; None = the model's own.
         controller: file of an exported controller; or else
         plan: "none" (uncompressed), the name of a plan, or its YAML file: the same for every input.
         budget, lam, max_flops, deadline: dials, see `Gate`.
@@ -114,6 +115,7 @@ class Judged:
     def __init__(
         self,
         pretrained: str = "reference",
+        learned: str | None = None,
         controller: str | None = None,
         plan: str | None = None,
         budget: float | None = None,
@@ -136,7 +138,7 @@ class Judged:
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise ValueError(f"batch_size: {batch_size!r} must be a whole number, at least 1")
         self.batch_size, self.longest = int(batch_size), int(max_new_tokens)
-        self.host = load_host(pretrained, dtype=dtype, device=device or "cpu")
+        self.host = load_host(pretrained, dtype, device or "cpu", learned)
         self.plan = None if plan is None else UNCOMPRESSED if plan == "none" else load_plan(plan)
         self.gate = None if controller is None else Gate(self.host, None, controller, **dials)
 

@@ -40,8 +40,8 @@ class Figure:
 
     @property
     def better(self) -> bool:
-        """Whether the method beats average pooling in both."""
-        return self.kl < self.pool_kl and self.agreement > self.pool_agreement
+        """Whether the method is nearer to the uncompressed host than average pooling and agrees at least as often."""
+        return self.kl < self.pool_kl and self.agreement >= self.pool_agreement
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

@@ -12,7 +12,7 @@ from PIL import Image
 
 from foveate.compressors.registry import make
 from foveate.models import learned, load_host
-from foveate.models.distilling.judge import judge
+from foveate.models.distilling.judge import Figure, judge
 from foveate.models.distilling.lessons import FileLessons, Lesson, TaskLessons
 from foveate.models.distilling.losses import Reconstructor, answer_losses, feature_loss
 from foveate.models.distilling.pairs import Batch, drawn, nearest
@@ -249,7 +249,14 @@ def test_an_untrained_method_that_pools_is_as_good_as_pooling(fresh, lessons, tm
     method = Run(fresh, "ldpv2", lessons, SMALL, tmp_path).method
     for figure in judge(fresh, "projector", method, lessons.held_out(5), 2):
         assert figure.kl == pytest.approx(figure.pool_kl, abs=1e-4) and figure.agreement == figure.pool_agreement
-        assert not figure.better and figure.rows == 5 and figure.count == round(16 * figure.keep)
+        assert figure.rows == 5 and figure.count == round(16 * figure.keep)
+
+
+@pytest.mark.parametrize(
+    ("kl", "agreement", "better"), [(0.1, 0.9, True), (0.1, 0.8, True), (0.1, 0.7, False), (0.2, 0.9, False)]
+)
+def test_better_is_nearer_and_agrees_no_less(kl, agreement, better):
+    assert Figure(0.25, 4, kl, agreement, pool_kl=0.2, pool_agreement=0.8, rows=1).better is better
 
 
 class TestLessons:
