@@ -119,7 +119,8 @@ def untrained(method: Compressor, widths: Widths, projector: Projector = (), see
         return replace(method, network=method.build(widths, projector))
 
 
-def on_trial(method: Compressor, grid: Grid = (1, 3, 4), features: int = 8) -> Compressor:
+def on_trial(method: Compressor, grid: Grid = (1, 3, 4), features: int = 8, heads: int = 1) -> Compressor:
     """The method, untrained where it learns, for tokens of this grid with as many features before and behind the
-    projector."""
-    return untrained(method, Widths(features, features, features, encoder_depth=4, decoder_depth=4, grid=grid))
+    projector, in a decoder of so many heads."""
+    widths = Widths(features, features, features, encoder_depth=4, decoder_depth=4, grid=grid, heads=heads)
+    return untrained(method, widths)

@@ -62,6 +62,8 @@ def random_tokens(
         "wide_keys": torch.randn(batch, n, key_dim, generator=decoder),
         "hidden_states": torch.randn(batch, n, dim, generator=decoder),
         "post_norm": torch.randn(batch, n, dim, generator=decoder),
+        "text_attention": torch.rand(batch, 2, n, generator=torch.Generator().manual_seed(seed + 4)),
+        "cls_rank": torch.rand(batch, n, generator=torch.Generator().manual_seed(seed + 5)),
         "frame_vectors": torch.randn(batch, n, key_dim, generator=decoder),
         "frame_similarity": torch.rand(batch, n, generator=decoder) * 2 - 1,
     }

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from foveate.compressors.base import Compressor, Reducer
+from foveate.compressors.choosing import rank
 from foveate.compressors.signals import Signal
 from foveate.models import signals as compute
 from foveate.models.decoder_signals import DECODER_KINDS, At
@@ -18,7 +19,7 @@ from foveate.models.frames import FRAME_KINDS, frame_means, frame_numbers
 from foveate.models.ledger import decoder_signal_flops, encoder_signal_flops
 from foveate.models.prefill import Prefill
 from foveate.models.tower import EncoderGroup
-from foveate.models.visual import carry_signal, groups
+from foveate.models.visual import carry_signal, groups, on_grid
 
 if TYPE_CHECKING:
     from foveate.models.passes import Pass
@@ -41,6 +42,7 @@ class Asker:
     def __init__(self, of: Pass) -> None:
         self.of, self.host = of, of.host
         self._text: dict[int, Tensor] = {}
+        self._ranks: dict[int, Tensor] = {}  # row -> of each place in the grid of its views together
 
     def fork(self, of: Pass, rows: Sequence[int]) -> Asker:
         """The same for a pass of some of the rows; questions already embedded stay so."""
@@ -189,10 +191,26 @@ class Asker:
                 value = self._carried(prefill, rows.tolist(), layer, kind, value) if has_run else value
                 out |= dict.fromkeys([signal.key for signal in asked if signal.kind == kind], value)
         for signal in compressor.signals_at(now, decoder.depth):
+            if signal.kind == "cls_rank":
+                out[signal.key] = torch.stack([self._cls_rank(prefill, row) for row in rows.tolist()]).to(rows.device)
             if signal.kind in FRAME_KINDS:
                 frames = [self._of_frames(prefill, row, signal.kind) for row in rows.tolist()]
                 out[signal.key] = torch.stack(frames).to(rows.device)
         return out
+
+    def _cls_rank(self, prefill: Prefill, row: int) -> Tensor:
+        """(n,) rank of one row's visual tokens by the encoder's CLS attention, which is read and paid for once."""
+        if row not in self._ranks:
+            asked = [Signal("cls_attention")]
+            each = [self.of_block([view], self.host.tower.depth - 1, asked, "prefill") for view in self.of.lanes[row]]
+            value = torch.cat([signal["cls_attention"].mean(1)[0] for signal in each])
+            share = rank(value[None])[0] / len(value)
+            parts = share.split([signal["cls_attention"].shape[-1] for signal in each])
+            before, now = self.of.of_row("encoder", row), self.of.of_row("projector", row)
+            maps = [on_grid(part, old, new.grid) for part, old, new in zip(parts, before, now, strict=True)]
+            self._ranks[row] = torch.cat(maps)
+        position = prefill.stream.position[row, prefill.stream.visual[row]].to(self._ranks[row].device)
+        return self._ranks[row][position.clamp(min=0)].masked_fill(position < 0, 1)
 
     def _of_frames(self, prefill: Prefill, row: int, kind: str) -> Tensor:
         """A signal of the frames of one row for each of its visual tokens: (n, d) or (n,)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -121,9 +121,30 @@ def post_norm(at: At) -> Tensor:
     return at.cache.normed[at.rows[:, None], at.visual]
 
 
+def text_attention(at: At) -> Tensor:
+    """Attention of the words on each visual entry, mean over heads: (b, 2, n), the sum over words and the largest."""
+    found, decoder, stream = [], at.decoder, at.stream
+    for number, row in enumerate(at.rows.tolist()):
+        s = int(stream.length[row])
+        words = (~stream.visual[row, :s]).nonzero()[:, 0]
+        one = replace(at, rows=at.rows[number : number + 1])
+        q = decoder.rotated(at.layer, *one.entries(words[None]), "q").unflatten(1, (decoder.kv_heads, -1))
+        k = one.keys(torch.arange(s, device=words.device)[None])[:, :, None]
+        logits = (q @ k.transpose(-1, -2)).float() * decoder.layers[at.layer].self_attn.scaling  # (1, K, g, words, s)
+        if stream.weight is not None:
+            logits = logits + stream.weight[row, :s].log()
+        ahead = torch.arange(s, device=words.device) > words[:, None]
+        map_ = logits.masked_fill(ahead, float("-inf")).softmax(-1).mean((0, 1, 2))[:, stream.visual[row, :s]]
+        found.append(torch.stack([map_.sum(0), map_.amax(0)]))
+    return torch.stack(found)
+
+
 DECODER_KINDS = {
     made.__name__: made
-    for made in (last_query, unrotated_query, mean_query, visual_keys, wide_keys, hidden_states, post_norm)
+    for made in (
+        *(last_query, unrotated_query, mean_query, text_attention),
+        *(visual_keys, wide_keys, hidden_states, post_norm),
+    )
 }
 """Kind of signal in the decoder -> what computes it."""
 

@@ -267,6 +267,12 @@ class Forecast:
                     for kind in sorted({signal.kind for signal in asked}):
                         flops = charge.decoder_signal_flops(shape.decoder, kind, text + seen, seen, read < layer)
                         self.ledger.add("prefill", "signals", flops)
+                kinds = {signal.kind for signal in method.signals_at(layer, depth)}
+                if "cls_rank" in kinds and layer == min(sites):
+                    for seen in at.views:
+                        rows = shape.vit.rows(seen.blocks[-1])
+                        flops = charge.encoder_signal_flops(shape.vit, ["cls_attention"], rows, at_hand=False)
+                        self.ledger.add("prefill", "signals", flops * seen.number)
                 if any(signal.kind == "frame_similarity" for signal in method.signals_at(layer, depth)):
                     self._question("prefill")
                     frames = sum(grid[0] for grid in grids)

@@ -132,7 +132,7 @@ class Host(ABC):
         self.parts()
         self.device = device_of(self.decoder.model.embed_tokens)
         self.dtype = self.decoder.head.weight.dtype
-        kinds = {"keys", "features", "block_states", "cls_attention", "received_attention", "frame_vectors"}
+        kinds = {"keys", "features", "block_states", "cls_attention", "received_attention", "frame_vectors", "cls_rank"}
         kinds |= {*DECODER_KINDS, *DECODE_KINDS}
         kinds |= {"attention_map"} if self.tower.merge == 1 else set()  # of tokens, which units of patches have not
         self.signals = frozenset(kinds | ({"text_similarity", "frame_similarity"} if text else set()))

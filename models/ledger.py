@@ -189,6 +189,9 @@ def decoder_signal_flops(shape: DecoderShape, kind: str, n: int, visual: int, ha
         return 0
     if kind in ("visual_keys", "wide_keys"):
         return 0 if has_run else 2 * visual * shape.dim * shape.key_width
+    if kind == "text_attention":
+        keys = 0 if has_run else 2 * n * shape.dim * shape.key_width
+        return keys + 2 * (n - visual) * shape.query_width * (shape.dim + n)
     if kind == "mean_query":
         return query_rows(shape, n) + 2 * (n - 1) * shape.dim * shape.query_width
     return last_query_flops(shape, n, has_run and kind == "last_query")

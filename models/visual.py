@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_max_pool3d
 
 from foveate.compressors.base import (
     Compressor,
@@ -252,6 +253,14 @@ def carry_signal(kind: str, value: Tensor, steps: Sequence[Reduction]) -> Tensor
         else:
             value = torch.stack([apply_size(r, head) for head in value.unbind(1)], dim=1)
     return value
+
+
+def on_grid(value: Tensor, state: VisualState, grid: Grid) -> Tensor:
+    """Values (n,) of a view's tokens at each place of a grid, the least where several places become one; 1 = none."""
+    full = value.new_ones(state.grid)
+    at = state.position >= 0
+    full.view(-1)[state.position[at]] = value[at]
+    return full.flatten() if grid == state.grid else -adaptive_max_pool3d(-full[None], grid)[0].flatten()
 
 
 def stack(states: Sequence[VisualState], seeds: Sequence[int]) -> tuple[Tensor, Riders]:

@@ -22,7 +22,7 @@ from foveate.compressors.base import (
     apply_size,
     in_order,
 )
-from foveate.compressors.learned import Learned, MissingWeights, on_trial
+from foveate.compressors.learned import DISTILLED, Learned, MissingWeights, on_trial
 from foveate.compressors.registry import COMPRESSORS, make
 from foveate.compressors.signals import SHAPES, MissingSignal
 from foveate.compressors.trial import for_method
@@ -48,6 +48,11 @@ def of(*bases):
 def ready(key, grid=(1, 3, 4)):
     """The method as a host runs it, an untrained network for this grid in it where it learns."""
     return on_trial(make(*key), grid)
+
+
+def with_heads(key, heads=2):
+    """The same for a cache of as many heads."""
+    return on_trial(make(*key), heads=heads)
 
 
 def grids(key):
@@ -164,15 +169,17 @@ class TestEveryMethod:
 
 
 LEARNED = [key for key in KEYS if COMPRESSORS[key].learned]
+DISTILLED_KEYS = [key for key in LEARNED if COMPRESSORS[key].made_by == DISTILLED]
 
 
 class TestLearnedMethods:
     @pytest.mark.parametrize("key", LEARNED, ids=label)
-    def test_say_how_to_get_weights_where_there_are_none(self, key, tokens_for):
+    def test_say_how_to_get_weights_where_there_are_none(self, key, tokens_for, tiny_cache):
         method = make(*key)
         act = method.resample if isinstance(method, Resampler) else method.reduce
-        with pytest.raises(MissingWeights, match=rf"{key[1]}: .*foveate distill METHOD --model MODEL"):
-            act(tokens_for(key), method.reachable((1, 3, 4))[0])
+        given = tiny_cache() if isinstance(method, KVReducer) else tokens_for(key)
+        with pytest.raises(MissingWeights, match=rf"{key[1]}: .*{method.made_by}"):
+            act(given, method.reachable((1, 3, 4))[0])
 
     @pytest.mark.parametrize("key", LEARNED, ids=label)
     def test_the_network_is_no_part_of_what_the_method_is(self, key):
@@ -186,7 +193,7 @@ class TestLearnedMethods:
         assert one and all(torch.equal(one[name], other[name]) for name in one)
         assert torch.equal(torch.get_rng_state(), before)
 
-    @pytest.mark.parametrize("key", LEARNED, ids=label)
+    @pytest.mark.parametrize("key", DISTILLED_KEYS, ids=label)
     def test_every_weight_learns(self, key, tokens_for):
         method, grid = ready(key), (1, 3, 4)
         moved = {name: value + 0.1 * torch.ones_like(value) for name, value in method.network.state_dict().items()}
@@ -199,7 +206,7 @@ class TestLearnedMethods:
         total.backward()
         assert [n for n, p in method.network.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
-    @pytest.mark.parametrize("key", LEARNED, ids=label)
+    @pytest.mark.parametrize("key", DISTILLED_KEYS, ids=label)
     def test_is_trained_at_counts_that_it_can_give(self, key):
         for grid in grids(key):
             method = ready(key, grid)
@@ -388,7 +395,7 @@ class TestKVReducers:
     @pytest.mark.parametrize("key", of(KVReducer), ids=label)
     def test_keeps_all_text_and_the_count_of_visual_entries(self, key, count, tiny_cache):
         cache = tiny_cache(batch=2)
-        reduction = ready(key).reduce(cache, count)
+        reduction = with_heads(key).reduce(cache, count)
         used = reduction.keep >= 0
         visual = cache.visual[reduction.keep.clamp(min=0)] & used  # (B, K, M)
         text = (~cache.visual)[reduction.keep.clamp(min=0)] & used
@@ -401,11 +408,11 @@ class TestKVReducers:
     def test_refuses_a_count_outside_the_visual_entries(self, key, tiny_cache):
         for count in (0, 13):
             with pytest.raises(ValueError, match=rf"{key[1]}: count {count} is outside 1\.\.12"):
-                ready(key).reduce(tiny_cache(), count)
+                with_heads(key).reduce(tiny_cache(), count)
 
     @pytest.mark.parametrize("key", of(KVReducer), ids=label)
     def test_a_row_ignores_its_batch_mates_and_two_calls_agree(self, key, tiny_cache):
-        both, method = tiny_cache(batch=3), ready(key)
+        both, method = tiny_cache(batch=3), with_heads(key)
         together = method.reduce(both, 5)
         assert same(together, method.reduce(both, 5))
         for index in range(3):
@@ -418,18 +425,18 @@ class TestKVReducers:
     @pytest.mark.parametrize("key", of(KVReducer), ids=label)
     def test_half_precision_gives_finite_entries_of_that_type(self, key, dtype, tiny_cache):
         cache = tiny_cache(dtype=dtype)
-        kept = apply_kv(ready(key).reduce(cache, 5), cache.keys)
+        kept = apply_kv(with_heads(key).reduce(cache, 5), cache.keys)
         assert kept.dtype == dtype and kept.isfinite().all()
 
     @pytest.mark.parametrize("key", of(KVReducer), ids=label)
     def test_a_missing_signal_is_named(self, key, tiny_cache):
-        for kind in {signal.kind for signal in ready(key).signals(ANY_DEPTH)}:
+        for kind in {signal.kind for signal in with_heads(key).signals(ANY_DEPTH)}:
             with pytest.raises(MissingSignal, match=f"{key[1]}.*{kind}"):
-                ready(key).reduce(without(tiny_cache(), kind), 5)
+                with_heads(key).reduce(without(tiny_cache(), kind), 5)
 
     @pytest.mark.parametrize("count", COUNTS)
     @pytest.mark.parametrize("key", of(KVReducer), ids=label)
     def test_flops_are_those_of_its_matrix_products(self, key, count, tiny_cache, matrix_flops):
-        cache, method = tiny_cache(batch=2, heads=3), ready(key)
+        cache, method = tiny_cache(batch=2, heads=3), with_heads(key, 3)
         measured = matrix_flops(lambda: method.reduce(cache, count)) / 2
         assert method.flops(12, count, 4, heads=3, text=5) == pytest.approx(measured, rel=0.01)

@@ -285,6 +285,101 @@ def test_accumulated_attention_is_the_models_column_sum(host, eager, tiny):
         assert visual.nonzero().flatten().tolist() == list(range(3, 19))
 
 
+@pytest.mark.parametrize(("layer", "site"), [(0, 1), (1, 2), (2, 2)])
+def test_attention_of_the_words_is_the_models(host, eager, tiny, layer, site):
+    method, found = spy([Signal("text_attention", layer)], "prefill", site=(site, 1))
+    p = host.open([tiny.picture(0), tiny.picture(1)], tiny.questions[:2])  # prompts of different lengths
+    p.prefill(method, 0.5)
+    for row in range(2):
+        _, text = eager({"text_tower": True}, p, row)
+        start = p.rows[row].first[0]
+        words = text.attentions[layer][0].mean(0)[start + 16 :, start : start + 16]  # those before see no picture
+        wanted = torch.stack([words.sum(0), words.amax(0)])
+        assert torch.allclose(found["text_attention"][row], wanted, atol=1e-5)
+
+
+def test_the_rank_by_cls_follows_the_tokens_into_the_decoder(host, eager, tiny):
+    method, found = spy([Signal("cls_rank")], "prefill")
+    p = host.open([tiny.picture(0)], [tiny.questions[0]])
+    p.thin(make("outside", "stride"), 0.5)
+    p.prefill(method, 0.5)
+    vision, _ = eager({"text_tower": True}, p)
+    cls = vision.attentions[2][0, :, 0, 1:].mean(0)
+    rank = (cls[None] > cls[:, None]).sum(1) / 16
+    kept = p.states["outside"][0].position
+    assert torch.allclose(found["cls_rank"][0], rank[kept])
+    pooled = host.open([tiny.picture(0)], [tiny.questions[0]])
+    pooled.project(make("projector", "average_pool"), 0.25)
+    pooled.prefill(method, 0.5)
+    quarters = rank.view(2, 2, 2, 2).amin((1, 3)).flatten()  # a new place has the best rank of those it covers
+    assert torch.allclose(found["cls_rank"][0], quarters)
+
+
+def watching(asked):
+    """A method of the stage `decode` that keeps the first visual entries and writes down what it was given."""
+    given = []
+
+    @dataclass(frozen=True)
+    class Watch(KVReducer):
+        name = "watch"
+        stages = ("decode",)
+
+        def signals(self, depth):
+            return frozenset(asked(depth))
+
+        def plan(self, cache, count):
+            given.append(cache)
+            b, k, s, _ = cache.keys.shape
+            keep = torch.arange(s)[~cache.visual | (cache.visual.cumsum(0) <= count)]
+            return KVReduction(keep.expand(b, k, -1))
+
+    return Watch(), given
+
+
+def test_recent_attention_is_the_mean_of_the_models_last_rows(host, eager, tiny):
+    method, given = watching(lambda depth: [Signal("recent_attention", layer) for layer in range(depth)])
+    p = host.open([tiny.picture(0)], ["what is " + "the red thing " * 11 + "?"])  # 36 words behind the picture
+    p.choose_decode(method, 0.5)
+    _, text = eager({"text_tower": True}, p)
+    for cache in given:
+        rows = text.attentions[cache.layer][0, :, -32:].mean(1)
+        assert torch.allclose(cache.signals["recent_attention"][0], rows.view(2, 2, -1).mean(1), atol=1e-5)
+    assert [cache.layer for cache in given] == [0, 1, 2, 3]
+
+
+def test_relevance_of_frames_is_read_in_one_layer_and_paid_for_once(host, tiny):
+    recent = [Signal("recent_attention", layer) for layer in range(4)]
+    method, given = watching(lambda depth: [Signal("frame_relevance", 2), *recent])
+    p = host.open([[tiny.picture(0), tiny.picture(1)]], ["left ?"])
+    p.prefill(make("prefill", "fastv"), 0.5)
+    p.choose_decode(method, 0.5)
+    at = given[2]
+    value = at.signals["recent_attention"][0].mean(0)
+    means = [float(value[at.frame == f].mean()) for f in range(2)]
+    for cache in given:
+        assert sorted(set(cache.frame.tolist())) == [-1, 0, 1] and cache.frame.shape == cache.visual.shape
+        for f in range(2):
+            assert cache.signals["frame_relevance"][0][cache.frame == f].tolist() == pytest.approx(
+                [means[f]] * int((cache.frame == f).sum()), abs=1e-6
+            )
+        assert (cache.signals["frame_relevance"][0][~cache.visual] == 0).all()
+    entries = p.opened.entries[0]
+    cost = lambda n: 2 * min(32, n) * 32 * (32 + n)  # noqa: E731
+    wanted = sum(map(cost, entries)) + cost(entries[2])
+    assert [f for s, w, f, _ in p.ledger[0].entries if (s, w) == ("decode", "signals")] == [wanted]
+
+
+def test_survivors_are_the_entries_that_the_last_layer_has(host, tiny):
+    method, given = watching(lambda depth: [Signal("survivors", layer) for layer in range(depth)])
+    p = host.open([tiny.picture(0)], [tiny.questions[0]])
+    p.prefill(make("prefill", "pyramiddrop"), 0.25)
+    wanted = [torch.isin(cache.stream.entry[0], p.caches[-1].stream.entry[0]) for cache in p.caches]
+    p.choose_decode(method, 0.9)
+    for cache in given:
+        assert cache.signals["survivors"][0].bool().tolist() == wanted[cache.layer].tolist()
+        assert int((cache.signals["survivors"][0].bool() & cache.visual).sum()) == 4
+
+
 def test_text_similarity_is_a_cosine_and_follows_the_question(host, tiny):
     method, found = spy([Signal("text_similarity")], "outside")
     image = tiny.picture(0)

@@ -23,6 +23,13 @@ def test_keeps_text_and_the_most_attended_image_entry(example):
     assert make("decode", "look_m").reduce(example, 3).keep.tolist() == [[[0, 1, 2, 4, 5, 6, 7]]]
 
 
+@pytest.mark.parametrize(("important", "kept"), [(3, [0, 1, 4, 6, 7]), (1, [0, 1, 6, 7])])
+def test_text_stays_even_where_it_is_more_than_the_published_budget(example, important, kept):
+    """H most important and W = 2 recent of all entries: H less the text before them is what is left for the image."""
+    count = max(0, important - 2)
+    assert make("decode", "look_m", recent=0.25).plan(example, count).keep.tolist() == [[kept]]
+
+
 @pytest.mark.parametrize(
     ("merge", "kept", "member"), [("pivot", 0.75, 0.25), ("average", 0.5, 0.5), ("none", 1.0, 0.0)]
 )
