@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foveate.cli import data
-from foveate.cli.reading import LEARNED_HELP, open_model
-from foveate.plans.plan import STAGES, near
+from foveate.cli.reading import LEARNED_HELP, listed, open_model, read_ratios
+from foveate.plans.plan import STAGES
 
 if TYPE_CHECKING:
     from foveate.analysis.bench import Row
@@ -62,28 +62,11 @@ def chosen(
 ) -> tuple[tuple[str, ...], tuple[str, ...] | None, tuple[float, ...]]:
     """Stages, methods (None = all) and ratios from comma-separated texts. Raises: ValueError naming what is wrong."""
     from foveate.compressors.registry import COMPRESSORS
-    from foveate.plans.plan import Choice
 
-    some_stages = _listed("--stages", stages, STAGES)
+    some_stages = listed("--stages", stages, STAGES)
     names = sorted({name for _, name in COMPRESSORS})
-    some_methods = None if methods is None else _listed("--methods", methods, names)
-    kept = []
-    for text in ratios.split(","):
-        try:
-            kept.append(Choice("bench", float(text)).keep)
-        except ValueError:
-            raise ValueError(f"--ratios: {text.strip()!r} is no keep ratio in (0, 1]") from None
-    return some_stages, some_methods, tuple(kept)
-
-
-def _listed(flag: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
-    found = tuple(part.strip() for part in text.split(",") if part.strip())
-    for name in found:
-        if name not in known:
-            raise ValueError(f"{flag}: unknown {name!r}; near: {near(name, known)}")
-    if not found:
-        raise ValueError(f"{flag}: names nothing")
-    return found
+    some_methods = None if methods is None else listed("--methods", methods, names)
+    return some_stages, some_methods, read_ratios("--ratios", ratios)
 
 
 def run(

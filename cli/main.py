@@ -20,10 +20,12 @@ VERBS = {
     "list": "the compressors that there are",
     "cost": "what a plan will cost on a model, without running it",
     "distill": "train the weights of a learned compressor for a model",
+    "calibrate-heads": "measure which heads of a model look at what is read (for sparsemm)",
     "replay": "fill a table: every plan of a portfolio on every input",
     "train": "train a policy",
     "export": "write a trained policy as one controller file",
     "bench": "every compressor, ratio and task; then policies and rivals",
+    "bench-compressors": "what every method's choosing costs, as a share of one ViT block",
     "demo": "the whole pipeline, small, on the embedded model",
 }
 """Verb -> what it does; each is a module of this package with `arguments(parser)`, `main(args)` and `EXAMPLE`."""
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"foveate: unknown verb {verb!r}; near: {near(verb, VERBS)} (see foveate -h)", file=sys.stderr)
         return 2
-    module = import_module(f"foveate.cli.{verb}")
+    module = import_module(f"foveate.cli.{verb.replace('-', '_')}")
     parser = Parser(
         prog=f"foveate {verb}",
         description=f"{VERBS[verb][0].upper()}{VERBS[verb][1:]}.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,28 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         raise ValueError(f"keep ratio {text.strip()!r} is not a number") from None
+
+
+def listed(flag: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
+    """The names in a comma-separated text. Raises: ValueError on an unknown one, with near ones, or where none is."""
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    for name in found:
+        if name not in known:
+            raise ValueError(f"{flag}: unknown {name!r}; near: {near(name, known)}")
+    if not found:
+        raise ValueError(f"{flag}: names nothing")
+    return found
+
+
+def read_ratios(flag: str, text: str) -> tuple[float, ...]:
+    """The keep ratios in a comma-separated text. Raises: ValueError on one that is none."""
+    kept = []
+    for part in text.split(","):
+        try:
+            kept.append(Choice("any", float(part)).keep)
+        except ValueError:
+            raise ValueError(f"{flag}: {part.strip()!r} is no keep ratio in (0, 1]") from None
+    return tuple(kept)
 
 
 def check_methods(plan: Plan) -> None:

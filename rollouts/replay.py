@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from foveate.models.errors import BadInput
 from foveate.plans.masks import plan_refusal
 from foveate.plans.plan import BLIND, STAGES, UNCOMPRESSED, Plan
 from foveate.plans.portfolio import ActionTable, Portfolio, all_plans
+from foveate.rollouts.bar import bar
 from foveate.rollouts.table import Table
 from foveate.rollouts.worker import Ask, Worker
 from foveate.tasks.base import Sample
@@ -125,7 +125,7 @@ def fill(
     todo = [path for path in cuts if not _is_done(path, key)]
     jobs = ((path, cuts[path]) for path in todo)
     job = _Job(tuple(chosen), label_free, answer_tokens, about | {"key": key})
-    with _bar(len(inputs), progress) as advance:
+    with bar("replay", len(inputs), "inputs", progress) as advance:
         advance(len(inputs) - sum(len(cuts[path]) for path in todo))
         for path, table in _filled(host, job, jobs, workers):
             table.save(path)
@@ -279,18 +279,3 @@ def _ours(path: Path, key: str) -> Table:
 def _is_done(path: Path, key: str) -> bool:
     """Whether a shard is there and whole; shards are written at one stroke, so another key is another table's."""
     return path.is_file() and _ours(path, key).n > 0
-
-
-@contextmanager
-def _bar(total: int, shown: bool) -> Iterator[Any]:
-    """A progress bar on stderr; gives the function that advances it."""
-    if not shown:
-        yield lambda n: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("replay"), BarColumn(), MofNCompleteColumn(), TextColumn("inputs"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("replay", total=total)
-        yield lambda n: bar.advance(task, n)
