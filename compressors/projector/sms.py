@@ -73,7 +73,8 @@ class Sms(Learned, Resampler):
     Paper:   Huang et al. (HiRes-LLaVA), CVPR 2025, https://arxiv.org/abs/2407.08706
     Code:    none found.
     Formula: p = mean of x in each cell; q = LN(Q p), k = LN(K x), v = LN(V x);
-             y = W2 gelu(W1 p + b1 + O attention(q, k, v)) + b2 with q of a cell seeing the keys of its cell; cells as in adaptive average pooling
+             y = W2 gelu(W1 p + b1 + O attention(q, k, v)) + b2 with q of a cell seeing the keys of its cell; cells as
+             in adaptive average pooling
     Shapes:  x (B, T H W, C) -> (B, T h w, D), raster order
     Cost:    4 n C D + 2 m (2 C D + 2 D^2) for m tokens out; reach "all" 4 m n D on top, "cell" about 4 n D of inner
              products that are not counted.
