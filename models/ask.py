@@ -43,11 +43,13 @@ class Asker:
         self.of, self.host = of, of.host
         self._text: dict[int, Tensor] = {}
         self._ranks: dict[int, Tensor] = {}  # row -> of each place in the grid of its views together
+        self._phrases: dict[int, tuple[list[str], Tensor]] = {}
 
     def fork(self, of: Pass, rows: Sequence[int]) -> Asker:
         """The same for a pass of some of the rows; questions already embedded stay so."""
         other = Asker(of)
         other._text = {new: self._text[old] for new, old in enumerate(rows) if old in self._text}
+        other._phrases = {new: self._phrases[old] for new, old in enumerate(rows) if old in self._phrases}
         return other
 
     def charge(self, views: Sequence[int], stage: str, flops: int) -> None:
@@ -144,13 +146,14 @@ class Asker:
         return compute.numbers(carry_signal("cls_attention", value, group.history.at(index).since(block)).mean(1)[0])
 
     def text(self, compressor: Compressor, views: Sequence[int], x: Tensor, stage: str) -> dict[str, Tensor]:
-        """Text similarity of tokens x (b, n, D), where the method asks for it."""
-        keys = [s.key for s in compressor.signals(self.host.tower.depth) if s.kind == "text_similarity"]
-        if not keys:
-            return {}
-        if self.host.text is None:
-            raise HostError(f"{compressor.name}: needs a text tower beside the model; there is none")
-        return dict.fromkeys(keys, self.similarity(views, x, stage))
+        """Similarities of tokens x (b, n, D) to the questions or their phrases, where the method asks for them."""
+        out: dict[str, Tensor] = {}
+        for kind, give in (("text_similarity", self.similarity), ("phrase_similarity", self.phrase_similarity)):
+            keys = [s.key for s in compressor.signals(self.host.tower.depth) if s.kind == kind]
+            if keys and self.host.text is None:
+                raise HostError(f"{compressor.name}: needs a text tower beside the model; there is none")
+            out |= dict.fromkeys(keys, give(views, x, stage)) if keys else {}
+        return out
 
     def similarity(self, views: Sequence[int], x: Tensor, stage: str) -> Tensor:
         """(b, n) cosine of tokens x (b, n, D) with the questions of their rows.
@@ -173,6 +176,22 @@ class Asker:
                 self.of.ledger[row].add(stage, "question embedding", cost)
         found = [self._text[row] for row in rows]
         return torch.stack(found) if len(found) > 1 else found[0][None]
+
+    def phrase_similarity(self, views: Sequence[int], x: Tensor, stage: str) -> Tensor:
+        """(b, 3, n) likeness of tokens x (b, n, D) to the phrases of their rows' questions, by kind of phrase.
+
+        A phrase is embedded, and paid for, once.
+        """
+        text, rows = self.host.text, [self.of.views[view][0] for view in views]
+        for row in dict.fromkeys(rows):
+            if row not in self._phrases:
+                kinds, vectors, flops = text.embed_phrases(self.of.rows[row].question)
+                self._phrases[row] = kinds, vectors
+                self.of.ledger[row].add(stage, "phrase embedding", flops)
+        found = [self._phrases[row] for row in rows]
+        for view, (kinds, _) in zip(views, found, strict=True):
+            self.charge([view], stage, text.similarity_flops(x.shape[1], len(kinds)))
+        return text.phrase_similarity(x, self.host.tower.norm_out, found)
 
     def in_prefill(self, prefill: Prefill, compressor: Reducer, rows: Tensor, now: int) -> dict[str, Tensor]:
         """For a group of rows standing before layer `now` of the decoder."""

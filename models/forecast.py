@@ -104,17 +104,20 @@ class Forecast:
     Attributes:
         host: the model.
         plan: which methods.
+        phrases: tokens of each phrase of the question.
         n_text: words of the prompt, newlines apart.
         row: the row's ledger, filled stage by stage.
         ledger: what is charged now: the row's, or one that counts for several equal views.
-        asked: the question has been embedded.
+        asked, phrased: the question, or its phrases, have been embedded.
     """
 
     host: Host
     plan: Plan
     n_text: int
+    phrases: tuple[int, ...] = ()
     row: Ledger = field(default_factory=Ledger)
     asked: bool = False
+    phrased: bool = False
 
     def __post_init__(self) -> None:
         self.ledger = self.row
@@ -206,9 +209,15 @@ class Forecast:
             kinds = sorted({signal.kind for signal in wanted})
             at_hand = here and block == now
             self.ledger.add(stage, "signals", charge.encoder_signal_flops(vit, kinds, vit.rows(blocks[block]), at_hand))
-        if any(s.kind == "text_similarity" for s in method.signals(self.host.encoder_depth)):
+        kinds = {s.kind for s in method.signals(self.host.encoder_depth)}
+        if "text_similarity" in kinds:
             self._question(stage)
             self.ledger.add(stage, "signals", text.similarity_flops(n))
+        if "phrase_similarity" in kinds:
+            if not self.phrased:
+                self.phrased = True
+                self.row.add(stage, "phrase embedding", sum(map(text.flops, self.phrases)))
+            self.ledger.add(stage, "signals", text.similarity_flops(n, len(self.phrases)))
 
     def _question(self, stage: str) -> None:
         """The question's embedding, which is paid for once."""
@@ -313,7 +322,8 @@ def forecast(host: Host, plan: Plan, shape: PromptShape, new_tokens: int = 0, tu
         raise BadInput(
             f"forecast: n_text {shape.n_text} and turns {turns} must be at least 1, new_tokens {new_tokens} at least 0"
         )
-    run = Forecast(host, plan, shape.n_text - shape.newlines)
+    words = shape.n_text - shape.newlines
+    run = Forecast(host, plan, words, host.phrase_tokens(shape))
     stops = [opened(shape, host.cls_stays)]
     for stage in STAGES:
         stops.append(run.stage(stage, stops[-1]))
@@ -323,7 +333,7 @@ def forecast(host: Host, plan: Plan, shape: PromptShape, new_tokens: int = 0, tu
         if choice.method != "blind" and host.make(stage, choice.method).text_guided:
             again = min(again, STAGES.index(stage))
     for _ in range(turns - 1):
-        at, run.asked = replace(stops[again], entries=(), visual=()), False  # a new question is embedded anew
+        at, run.asked, run.phrased = replace(stops[again], entries=(), visual=()), False, False  # all is embedded anew
         for stage in STAGES[again:]:
             at = run.stage(stage, at)
         charge.charge_answer(run.ledger, host.shape, at.entries, new_tokens)

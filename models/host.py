@@ -112,6 +112,7 @@ class Host(ABC):
         self.check(model.config, name)
         self._open(model.eval(), name, text)
         self.inputs = self.inputs_of(processor)
+        self.inputs.beside = self.text
         ends = model.generation_config.eos_token_id
         ends = self.inputs.tokenizer.eos_token_id if ends is None else ends
         self.ends = frozenset([ends] if isinstance(ends, int) else ends)
@@ -135,7 +136,8 @@ class Host(ABC):
         kinds = {"keys", "features", "block_states", "cls_attention", "received_attention", "frame_vectors", "cls_rank"}
         kinds |= {*DECODER_KINDS, *DECODE_KINDS}
         kinds |= {"attention_map"} if self.tower.merge == 1 else set()  # of tokens, which units of patches have not
-        self.signals = frozenset(kinds | ({"text_similarity", "frame_similarity"} if text else set()))
+        beside = {"text_similarity", "frame_similarity", "phrase_similarity"} if text else set()
+        self.signals = frozenset(kinds | beside)
         self.learned: dict[tuple[str, str], nn.Module] = {}
         self.unusable: dict[tuple[str, str], str] = {}
         self._beside_question: int | None = None
@@ -221,6 +223,13 @@ class Host(ABC):
         if self._beside_question is None:
             self._beside_question = self.inputs.n_text("") - len(self.text.ids(""))
         return max(1, min(self.text.limit, n_text - self._beside_question))
+
+    def phrase_tokens(self, shape: PromptShape) -> tuple[int, ...]:
+        """Tokens of each phrase of a question; where a shape does not know, as if each token were one."""
+        if shape.phrases is not None or self.text is None:
+            return shape.phrases or ()
+        whole, around = self.question_tokens(shape.n_text - shape.newlines), len(self.text.ids(""))
+        return (1 + around,) * max(0, whole - around) + (whole,)
 
     def no_tokens(self) -> VisualState:
         """The state of a view that is left out."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,177 +16,37 @@ from torch import Tensor
 from foveate.compressors.base import Grid
 from foveate.models.boxes import WHOLE, Box
 from foveate.models.errors import BadInput, HostError
+from foveate.models.rows import CLS, NEWLINE, TEXT, Framed, PromptShape, Row, View, extent
 from foveate.tasks.images import PictureError, open_picture
+
+if TYPE_CHECKING:
+    from foveate.models.text_tower import TextTower
+
+__all__ = [  # some stand in a file of their own
+    "CLS",
+    "Framed",
+    "Inputs",
+    "NEWLINE",
+    "Picture",
+    "Pictures",
+    "PromptShape",
+    "Row",
+    "TEXT",
+    "View",
+    "as_rgb",
+    "extent",
+    "one_view",
+    "padded",
+    "resized",
+    "seed_of",
+]
 
 PLAIN_PROMPT = "USER: {image}\n{question} ASSISTANT:"
 """Used where a processor brings no chat template; several pictures stand side by side."""
 
-TEXT, CLS, NEWLINE = -1, -2, -3
-"""Positions of prompt entries that show no visual token: words and markers; an encoder's CLS; a family's newline."""
-
 Picture = np.ndarray | Image.Image | str | Path
 Pictures = Picture | Sequence[Picture]
 """What one row shows: a picture, or several in the order of the prompt."""
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """What the tower encodes as one unit: a picture, or a tile of one.
-
-    Attributes:
-        pixels: (H, W, 3) uint8, framed as the family's image processor does it, before normalisation.
-        grid: of its tokens when nothing is compressed.
-    """
-
-    pixels: np.ndarray
-    grid: Grid
-
-    @property
-    def n(self) -> int:
-        """Number of tokens."""
-        return self.grid[0] * self.grid[1] * self.grid[2]
-
-
-@dataclass(frozen=True, eq=False)
-class Framed:
-    """One picture as its family presents it, and what stands in the prompt in place of its marker.
-
-    Attributes:
-        views: one or more.
-        ids: token ids of its k entries.
-        view: (k,) which of its views an entry shows, from 0; -1 = none.
-        position: (k,) flat index into that view's grid; `TEXT`, `CLS` (of the view named) or `NEWLINE` else.
-        size: (height, width) of the picture as it was given.
-        layout: what else the family needs to lay the picture out at other grids, where that tells costs apart.
-        mixed: behind the projector, entries hold mixtures of the tokens of several views (see `Host.mixed`).
-    """
-
-    views: tuple[View, ...]
-    ids: tuple[int, ...]
-    view: np.ndarray
-    position: np.ndarray
-    size: tuple[int, int]
-    layout: Hashable | None = None
-    mixed: bool = False
-
-
-@dataclass(frozen=True)
-class PromptShape:
-    """All of a row that costs depend on.
-
-    Attributes:
-        n_text: prompt entries that are no visual token: words, markers, newlines; not a CLS that the decoder reads.
-        grids: of each view.
-        shown: of each view: the grid of those of its tokens that prompt entries show, rows and columns of its own; () =
-            all of them everywhere.
-        newlines: how many of `n_text` are newlines, which a row without its pictures has not.
-        mixed: of each view: whether its picture's entries are mixtures of tokens, see `Framed`; () = nowhere.
-        layouts: of each picture, see `Framed`; () = none needs any.
-    """
-
-    n_text: int
-    grids: tuple[Grid, ...]
-    shown: tuple[Grid, ...] = ()
-    newlines: int = 0
-    mixed: tuple[bool, ...] = ()
-    layouts: tuple[Hashable, ...] = ()
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of all views behind an untouched tower."""
-        return sum(t * h * w for t, h, w in self.grids)
-
-    @property
-    def n_visual(self) -> int:
-        """Tokens that reach the prompt when nothing is compressed."""
-        return sum(t * h * w for t, h, w in self.shown or self.grids)
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """One prompt with its pictures. S entries, as the HF processor expands them.
-
-    Attributes:
-        pictures: as framed, in the order of the prompt.
-        question: as asked.
-        prompt: the text that the model sees, one image marker in it for each picture.
-        ids: (S,) int64 token id of each entry.
-        view: (S,) int64 which of the row's `views` an entry shows; -1 = none.
-        position: (S,) int64 flat index into that view's grid; `TEXT`, `CLS` or `NEWLINE` else.
-        place: (S, P) int64 position ids in the decoder: P = 1, or 3 (time, row, column) where it rotates by three.
-        seed: 63 bits of the SHA-256 of the framed views and the question.
-    """
-
-    pictures: tuple[Framed, ...]
-    question: str
-    prompt: str
-    ids: np.ndarray
-    view: np.ndarray
-    position: np.ndarray
-    place: np.ndarray
-    seed: int
-
-    @cached_property
-    def views(self) -> tuple[View, ...]:
-        """Of all pictures."""
-        return tuple(view for picture in self.pictures for view in picture.views)
-
-    @cached_property
-    def shape(self) -> PromptShape:
-        """What costs depend on."""
-        grids = tuple(view.grid for view in self.views)
-        shown = tuple(extent(entry.reshape(grid) >= 0) for entry, grid in zip(self.entries, grids, strict=True))
-        newlines = int((self.position == NEWLINE).sum())
-        mixed = tuple(picture.mixed for picture in self.pictures for _ in picture.views)
-        layouts = tuple(picture.layout for picture in self.pictures)
-        return PromptShape(
-            n_text=len(self.text),
-            grids=grids,
-            shown=() if shown == grids else shown,
-            newlines=newlines,
-            mixed=mixed if any(mixed) else (),
-            layouts=layouts if any(layout is not None for layout in layouts) else (),
-        )
-
-    @cached_property
-    def entries(self) -> tuple[np.ndarray, ...]:
-        """Of each view: (n,) int64 which prompt entry shows each of its tokens; -1 = none does."""
-        found = []
-        for number, view in enumerate(self.views):
-            at = np.flatnonzero((self.view == number) & (self.position >= 0))
-            entry = np.full(view.n, -1)
-            entry[self.position[at]] = at
-            found.append(entry)
-        return tuple(found)
-
-    @cached_property
-    def first(self) -> tuple[int, ...]:
-        """Of each view: the first entry that shows a token of it; 0 where none does."""
-        return tuple(int(next(iter(entry[entry >= 0]), 0)) for entry in self.entries)
-
-    @cached_property
-    def places(self) -> tuple[np.ndarray, ...]:
-        """Of each view: (n, P) position ids of its tokens, from those of its first; of one without an entry, of that
-        before it."""
-        shown = (
-            np.maximum.accumulate(np.maximum(entry, at)) for entry, at in zip(self.entries, self.first, strict=True)
-        )
-        return tuple(self.place[entry] - self.place[at] for entry, at in zip(shown, self.first, strict=True))
-
-    @cached_property
-    def cls(self) -> dict[int, int]:
-        """View -> the entry of its CLS, where the decoder reads it."""
-        return {int(self.view[at]): int(at) for at in np.flatnonzero(self.position == CLS)}
-
-    @cached_property
-    def text(self) -> np.ndarray:
-        """Entries that show no visual token and no CLS: words, markers, newlines."""
-        return np.flatnonzero((self.position == TEXT) | (self.position == NEWLINE))
-
-    @cached_property
-    def next_place(self) -> int:
-        """The position id, in every coordinate, of the first token behind the prompt."""
-        return int(self.place.max()) + 1
 
 
 def as_rgb(picture: Picture, row: int) -> np.ndarray:
@@ -224,7 +82,12 @@ class Inputs(ABC):
         image_token_id: the id that marks a picture in a prompt.
     Raises:
         BadInput: the tokenizer does not know the image token.
+
+    Attributes:
+        beside: the text tower beside the model, which tells what a question's phrases cost.
     """
+
+    beside: TextTower | None = None
 
     def __init__(self, processor: Any, image_token_id: int) -> None:
         self.processor, self.tokenizer = processor, processor.tokenizer
@@ -314,7 +177,9 @@ class Inputs(ABC):
         whole, view, position = (np.concatenate([np.asarray(p[k], np.int64) for p in parts]) for k in range(3))
         if seed is None:
             seed = seed_of([view for picture in pictures for view in picture.views], question)
-        return Row(tuple(pictures), question, prompt, whole, view, position, self.places(whole, pictures), seed)
+        phrases = None if self.beside is None else self.beside.phrase_tokens(question)
+        place = self.places(whole, pictures)
+        return Row(tuple(pictures), question, prompt, whole, view, position, place, seed, phrases)
 
     def prompt(self, question: str, number: int, pictures: int = 1) -> tuple[str, list[int]]:
         """The text that the model sees, and its token ids, one image marker in it for each picture."""
@@ -362,12 +227,6 @@ class Inputs(ABC):
     def text(self, ids: Sequence[int]) -> str:
         """Generated ids as text, special tokens left out, without outer white space."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-
-
-def extent(mask: np.ndarray) -> Grid:
-    """The grid of what a mask (T, H, W) leaves of a grid, whole frames, rows and columns of it."""
-    t, h, w = (int(mask.any(axis=axes).sum()) for axes in ((1, 2), (0, 2), (0, 1)))
-    return t, h, w
 
 
 def _words(ids: Sequence[int]) -> tuple[Sequence[int], np.ndarray, np.ndarray]:

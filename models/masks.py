@@ -91,6 +91,7 @@ class Masks:
             "requires_grid": {key for key in known if COMPRESSORS[key].requires_grid},
             "emits_grid": {key for key in known if COMPRESSORS[key].emits_grid},
         }
+        self._reads_phrases = any("phrase_similarity" in COMPRESSORS[key].kinds for key in known)
         self._usual = host.prompt_shape(1)
         self._rules: dict[PromptShape, Rules] = {}
         self._feature_costs: dict[PromptShape, dict[str, float]] = {}
@@ -114,7 +115,11 @@ class Masks:
         """The part of a shape that legality hangs on, budget apart: all but the number of words."""
         if shape is None or (shape.grids, shape.shown) == (self._usual.grids, self._usual.shown):
             return self._usual
-        return replace(shape, n_text=shape.newlines + 1)
+        return replace(shape, n_text=shape.newlines + 1, phrases=None)
+
+    def _priced_as(self, shape: PromptShape) -> PromptShape:
+        """The part of a shape that prices hang on: questions of one length mostly cost the same."""
+        return shape if shape.phrases is None or self._reads_phrases else replace(shape, phrases=None)
 
     def _refusals(self) -> list[str]:
         """Why each method, at its mildest, cannot run."""
@@ -150,6 +155,7 @@ class Masks:
 
     def price(self, plan: Plan, shape: PromptShape) -> float:
         """FLOPs of a complete plan on a row, features included."""
+        shape = self._priced_as(shape)
         known = self._prices.setdefault(shape, {})
         if plan not in known:
             known[plan] = self.host.forecast(plan, shape, self.answer_tokens).total + self._features(plan, shape)
@@ -167,6 +173,7 @@ class Masks:
 
     def full(self, shape: PromptShape) -> float:
         """FLOPs of the uncompressed pass, without features: what cost shares are shares of."""
+        shape = self._priced_as(shape)
         if shape not in self._fulls:
             self._fulls[shape] = float(self.host.forecast(UNCOMPRESSED, shape, self.answer_tokens).total)
         return self._fulls[shape]
@@ -193,7 +200,7 @@ class Masks:
         return cheapest(self.table, price, rules=self.rules(shape), cache=cache)[0]
 
     def _priced(self, shape: PromptShape) -> tuple[Any, dict[Any, Any]]:
-        return (lambda plan: self.price(plan, shape)), self._searches.setdefault(shape, {})
+        return (lambda plan: self.price(plan, shape)), self._searches.setdefault(self._priced_as(shape), {})
 
     def refusal(self, choice: Choice, stage: str, prefix: Plan, shape: PromptShape | None = None) -> str:
         """Why a choice is not legal."""

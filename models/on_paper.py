@@ -225,7 +225,7 @@ def picture_shape(host: Host, sizes: Sequence[tuple[int, int]], n_text: int) -> 
             raise BadInput(f"a picture of {width}x{height}: needs at least 1x1 and at most {MAX_PIXELS} pixels")
     row = host.inputs.row([np.zeros((height, width, 3), np.uint8) for width, height in sizes], "", 0)
     words = len(host.inputs.prompt("", 0, len(sizes))[1]) - len(sizes)
-    return replace(row.shape, n_text=row.shape.n_text - words + n_text)
+    return replace(row.shape, n_text=row.shape.n_text - words + n_text, phrases=None)
 
 
 def _processor(folder: Path | None, config: Any) -> Any:

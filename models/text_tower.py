@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection
 
+from foveate.compressors.phrases import parse, phrase_similarity
 from foveate.models.errors import UnsupportedModel
 from foveate.models.inputs import padded
+from foveate.models.visual import groups
 from foveate.plans.cost import ViTShape, vit_block
 
 FOLDER = "text_tower"
@@ -70,15 +72,36 @@ class TextTower:
         last = hidden[torch.arange(len(rows), device=ids.device), length - 1]
         return F.normalize(self.model.text_projection(last).float(), dim=-1), [self.flops(len(r)) for r in rows]
 
+    def embed_phrases(self, question: str) -> tuple[list[str], Tensor, int]:
+        """Kinds and unit embeddings (p, P) float32 of a question's phrases, and the FLOPs of all of them."""
+        listed, total = parse(question).listed(), 0
+        vectors = torch.zeros(len(listed), self.width, device=self.projection.device)
+        for _, members in groups([len(self.ids(phrase)) for _, phrase in listed]):  # of one length: nothing is padded
+            vectors[members], flops = self.embed([listed[i][1] for i in members])
+            total += sum(flops)
+        return [kind for kind, _ in listed], vectors, total
+
+    def phrase_tokens(self, question: str) -> tuple[int, ...]:
+        """Tokens of each phrase of a question, see `compressors.phrases`."""
+        return tuple(len(self.ids(phrase)) for _, phrase in parse(question).listed())
+
     def flops(self, n: int) -> int:
         """FLOPs of a question of n tokens."""
         return self.shape.layers * vit_block(self.shape, n) + 2 * self.shape.dim * self.width
 
     def similarity(self, x: Tensor, norm: nn.Module, text: Tensor) -> Tensor:
         """Cosine (b, n) float32 of vision states x (b, n, D), normed and projected, with text (b, P)."""
-        seen = F.normalize((norm(x) @ self.projection.T).float(), dim=-1)
-        return (seen @ text[:, :, None])[..., 0]
+        return (self._seen(x, norm) @ text[:, :, None])[..., 0]
 
-    def similarity_flops(self, n: int) -> int:
-        """FLOPs of `similarity` on one row of n tokens."""
-        return 2 * n * self.width * (self.projection.shape[1] + 1)
+    def phrase_similarity(self, x: Tensor, norm: nn.Module, phrases: Sequence[tuple[list[str], Tensor]]) -> Tensor:
+        """The signal of that name (b, 3, n) for vision states as above and each row's phrases: kinds, texts (p, P)."""
+        seen = self._seen(x, norm)
+        return torch.stack([phrase_similarity(s, text, kinds) for s, (kinds, text) in zip(seen, phrases, strict=True)])
+
+    def _seen(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """Vision states (b, n, D) in the joint space: (b, n, P) float32 of length 1."""
+        return F.normalize((norm(x) @ self.projection.T).float(), dim=-1)
+
+    def similarity_flops(self, n: int, texts: int = 1) -> int:
+        """FLOPs of `similarity`, or of `phrase_similarity` with so many phrases, on one row of n tokens."""
+        return 2 * n * self.width * (self.projection.shape[1] + texts)

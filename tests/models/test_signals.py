@@ -1,15 +1,17 @@
 """Signals equal what the model's own eager attention says."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
 from foveate.compressors.base import KVReducer, KVReduction, Selector
+from foveate.compressors.phrases import parse, phrase_similarity
 from foveate.compressors.registry import make
 from foveate.compressors.signals import Signal
 from foveate.models.errors import HostError
+from foveate.plans.plan import Plan
 
 pytestmark = pytest.mark.fast
 
@@ -414,3 +416,46 @@ def test_questions_are_embedded_alike_alone_and_together(host, tiny):
             wanted = torch.nn.functional.normalize(host.text.model(input_ids=ids).text_embeds[0], dim=-1)
         assert torch.allclose(together[row], wanted, atol=1e-5)
         assert flops[row] == host.text.flops(ids.shape[1])
+
+
+def test_phrase_similarity_is_the_largest_cosine_with_a_phrase_of_each_kind(host, tiny):
+    method, found = spy([Signal("phrase_similarity")], "outside")
+    image = tiny.picture(0)
+    questions = ["where is the green thing , holding two ?", "is it ?"]
+    p = host.open([image, image], questions)
+    p.thin(method, 0.5)
+    value, text = found["phrase_similarity"], host.text
+    assert value.shape == (2, 3, 16)
+    for row, question in enumerate(questions):
+        listed = parse(question).listed()
+        with torch.no_grad():
+            vectors = torch.stack([text.model(torch.tensor([text.ids(phrase)])).text_embeds[0] for _, phrase in listed])
+            tokens = host.tower.norm_out(p.states["encoder"][row].x) @ text.projection.T
+        wanted = phrase_similarity(tokens, vectors, [kind for kind, _ in listed])
+        assert torch.allclose(value[row], wanted, atol=1e-5)
+    assert value[0].isfinite().all()  # entities, actions and the sentence
+    assert value[1, :2].isneginf().all() and value[1, 2].isfinite().all()
+
+
+@pytest.mark.parametrize("question", ["where is the green thing , holding two ?", "is it ?", ""])
+def test_phrases_are_embedded_once_and_paid_for_as_forecast(host, tiny, question):
+    p, plan = host.open([[tiny.picture(0), tiny.picture(1)]], [question]), Plan.of(outside=("par", 0.25))
+    p.run(plan)
+    p.decode(max_new_tokens=2)
+    assert p.ledger[0] == host.forecast(plan, p.shapes[0], new_tokens=len(p.generated[0]))
+    paid = {what: flops for stage, what, flops, _ in p.ledger[0].entries if stage == "outside"}
+    lengths = [len(host.text.ids(phrase)) for _, phrase in parse(question).listed()]
+    assert paid["phrase embedding"] == sum(map(host.text.flops, lengths))
+    assert paid["signals"] == 2 * host.text.similarity_flops(16, len(lengths))
+    unknown = host.forecast(plan, replace(p.shapes[0], phrases=None), new_tokens=len(p.generated[0]))
+    assert unknown.total >= p.ledger[0].total  # as if each word were a phrase
+
+
+def test_par_keeps_what_it_is_asked_for_and_another_question_asks_anew(host, tiny):
+    p = host.open([tiny.picture(0)], ["is the thing green ?"])
+    p.run(Plan.of(outside=("par", 0.25)))
+    assert 1 <= p.tokens[0].n <= 4
+    q = p.next_turn(["what is it holding ?"])
+    assert q.stop == "encoder" and not q.ask._phrases
+    fork = p.fork([0, 0])
+    assert set(fork.ask._phrases) == {0, 1}
