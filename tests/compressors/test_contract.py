@@ -22,7 +22,7 @@ from foveate.compressors.base import (
     apply_size,
     in_order,
 )
-from foveate.compressors.learned import DISTILLED, Learned, MissingWeights, on_trial
+from foveate.compressors.learned import on_trial
 from foveate.compressors.registry import COMPRESSORS, make
 from foveate.compressors.signals import SHAPES, MissingSignal
 from foveate.compressors.trial import for_method
@@ -166,51 +166,6 @@ class TestEveryMethod:
             reachable = list(make(*key).reachable(grid))
             assert reachable == sorted(set(reachable)) and 1 <= reachable[0]
             assert reachable[-1] <= grid[0] * grid[1] * grid[2]
-
-
-LEARNED = [key for key in KEYS if COMPRESSORS[key].learned]
-DISTILLED_KEYS = [key for key in LEARNED if COMPRESSORS[key].made_by == DISTILLED]
-
-
-class TestLearnedMethods:
-    @pytest.mark.parametrize("key", LEARNED, ids=label)
-    def test_say_how_to_get_weights_where_there_are_none(self, key, tokens_for, tiny_cache):
-        method = make(*key)
-        act = method.resample if isinstance(method, Resampler) else method.reduce
-        given = tiny_cache() if isinstance(method, KVReducer) else tokens_for(key)
-        with pytest.raises(MissingWeights, match=rf"{key[1]}: .*{method.made_by}"):
-            act(given, method.reachable((1, 3, 4))[0])
-
-    @pytest.mark.parametrize("key", LEARNED, ids=label)
-    def test_the_network_is_no_part_of_what_the_method_is(self, key):
-        assert isinstance(make(*key), Learned) and make(*key) == ready(key) and hash(make(*key)) == hash(ready(key))
-        assert repr(make(*key)) == repr(ready(key))
-
-    @pytest.mark.parametrize("key", LEARNED, ids=label)
-    def test_a_build_repeats_by_seed_and_leaves_the_generator_alone(self, key):
-        before = torch.get_rng_state()
-        one, other = ready(key).network.state_dict(), ready(key).network.state_dict()
-        assert one and all(torch.equal(one[name], other[name]) for name in one)
-        assert torch.equal(torch.get_rng_state(), before)
-
-    @pytest.mark.parametrize("key", DISTILLED_KEYS, ids=label)
-    def test_every_weight_learns(self, key, tokens_for):
-        method, grid = ready(key), (1, 3, 4)
-        moved = {name: value + 0.1 * torch.ones_like(value) for name, value in method.network.state_dict().items()}
-        method.network.load_state_dict(moved)  # away from zeros that hide what lies behind them
-        tokens = tokens_for(key, grid, batch=2)
-        total = 0
-        for count in method.training_counts(grid):
-            made = method.resample(tokens, count) if isinstance(method, Resampler) else method.reduce(tokens, count)
-            total = total + (made.x if isinstance(method, Resampler) else made.weight).square().sum()
-        total.backward()
-        assert [n for n, p in method.network.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
-
-    @pytest.mark.parametrize("key", DISTILLED_KEYS, ids=label)
-    def test_is_trained_at_counts_that_it_can_give(self, key):
-        for grid in grids(key):
-            method = ready(key, grid)
-            assert method.training_counts(grid) and set(method.training_counts(grid)) <= set(method.reachable(grid))
 
 
 class TestReducers:

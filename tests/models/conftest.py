@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_words import CHAT, QUESTIONS, word_tokenizer
 from transformers import (
+    AutoModelForImageTextToText,
     CLIPImageProcessorPil,
     CLIPTextConfig,
     CLIPTextModelWithProjection,
@@ -157,3 +158,20 @@ def hosts(folders):
 def host(hosts):
     """The usual host: CLIP tower, LLaMA decoder, text tower."""
     return hosts(text_tower=True)
+
+
+@pytest.fixture(scope="module")
+def eager(folders):
+    """Hidden states and attention maps of the model's own eager run over one row."""
+
+    def run(settings, p, row=0):
+        model = AutoModelForImageTextToText.from_pretrained(folders(**settings), attn_implementation="eager")
+        record = p.rows[row]
+        ids = torch.from_numpy(record.ids)[None]
+        with torch.no_grad():
+            pixels = p.host.pixels([record.views[0]])
+            vision = model.model.vision_tower(pixels, output_attentions=True, output_hidden_states=True)
+            text = model(input_ids=ids, pixel_values=pixels, output_attentions=True, output_hidden_states=True)
+        return vision, text
+
+    return run
