@@ -293,10 +293,12 @@ class Continuation:
         decoder: the opened model.
         caches: one per layer; rows are those of `rows`.
         rows: (R,) which rows of the caches to go on from; a row may be taken several times.
+        keep_inputs: `inputs` holds what each layer read of the tokens fed last.
     """
 
-    def __init__(self, decoder: Decoder, caches: Sequence[LayerCache], rows: Tensor) -> None:
-        self.decoder = decoder
+    def __init__(self, decoder: Decoder, caches: Sequence[LayerCache], rows: Tensor, keep_inputs: bool = False) -> None:
+        self.decoder, self.keep_inputs = decoder, keep_inputs
+        self.inputs: list[Tensor] = []
         self.fed = 0
         self.held, self.valid, self.next_place, self.weight = [], [], [], []
         everything = rows.tolist() == list(range(caches[0].length.numel()))
@@ -329,6 +331,8 @@ class Continuation:
                 seen = self.next_place[index]
                 place = seen[:, None] + offset
                 rotation = self.decoder.rotation(x, place[..., None].expand(-1, -1, self.decoder.coordinates))
+            if self.keep_inputs:
+                self.inputs = [*self.inputs[:index], x]
             valid = self.valid[index]
             before, new = valid[:, :, None].expand(-1, -1, q, -1), own[:, None].expand(-1, valid.shape[1], -1, -1)
             allowed = torch.cat([before, new], dim=-1)
