@@ -38,8 +38,8 @@ SHAPES: dict[str, str] = {
     "wide_keys": "(B, N, d) the same with the KV heads side by side",
     "hidden_states": "(B, N, d) each visual token at the input of one decoder layer",
     "post_norm": "(B, N, d) each visual token as the MLP of one decoder layer reads it, which must run before",
-    "text_attention": "(B, 2, N) attention on each visual token from the prompt's words in one decoder layer, mean over "
-    "heads: the sum over words, and the largest",
+    "text_attention": "(B, 2, N) attention on each visual token from the prompt's words in one decoder layer, mean "
+    "over heads: the sum over words, and the largest",
     "cls_rank": "(B, N) share of the tokens that left the encoder to which CLS paid more attention, in its last block, "
     "than to each visual token: 0 for the one it looked at most; 1 for a token without a place",
     "frame_vectors": "(B, N, d) mean of all tokens of the frame that a token shows, as they left the encoder",

@@ -142,6 +142,8 @@ def _settings(host: Host, arguments: Mapping[str, Any], length: int) -> tuple[in
     given = arguments.get("generation_config")
     config = copy.deepcopy(given if given is not None else host.model.generation_config)
     known = {name: value for name, value in arguments.items() if value is not None and name != "generation_config"}
+    if "past_key_values" in known:
+        raise Unsupported("past_key_values: a cache of an earlier call; the gate reads and compresses whole prompts")
     inputs = MODEL_INPUTS | host.inputs.tensors.names
     other = config.update(**{name: value for name, value in known.items() if name not in inputs})
     if other:

@@ -13,20 +13,21 @@ from foveate.compressors.signals import Signal
 @register
 @dataclass(frozen=True)
 class MustDrop(KVReducer):
-    """In the layers between the first and the last cut, evict what the last layer does not have.
+    """From the first cut on, evict in each layer what the last layer does not have.
 
     Paper:   Liu et al., 2024, https://arxiv.org/abs/2411.10803
     Code:    https://github.com/liuting20/MustDrop
-    Formula: layers 2 .. 14 of 32 keep the visual entries that the last layer has, the others are left alone
+    Formula: layers 0 and 1 of 32 are left alone; the others keep the visual entries that the last layer has
     Shapes:  survivors (B, S) -> keep (B, K, M) int64
     Cost:    no matrix product.
-    Differs: which layers is written for a depth of 32; here they are scaled. A ceiling below the number of survivors
-             keeps evenly spaced ones of them. Ids of generated tokens go on from each layer's own numbering (the code
-             counts anew from the shrunk length, for queries whose keys were rotated under other numbers).
+    Differs: which layers is written for a depth of 32; here they are scaled. `count` is a ceiling in every layer but
+             the first ones, those behind the last cut too: below the number of survivors it keeps evenly spaced ones of
+             them, so a plan that wants them all asks for a ratio of nearly 1. Ids of generated tokens go on from each
+             layer's own numbering (the code counts anew from the shrunk length, for queries whose keys were rotated
+             under other numbers).
 
     Args:
         first: first layer that is rewritten, as (layer, depth there).
-        final: last one.
     Raises:
         ValueError: `count` is outside 1 .. visual entries.
         MissingSignal: the host gave no `survivors`.
@@ -40,14 +41,12 @@ class MustDrop(KVReducer):
     fidelity = "paper"
 
     first: tuple[int, int] = (2, 32)
-    final: tuple[int, int] = (14, 32)
 
     def signals(self, depth: int) -> frozenset[Signal]:
         return frozenset(Signal("survivors", layer) for layer in range(depth))
 
     def budgets(self, n: int, count: int, layer: int, depth: int, heads: int, last: int) -> tuple[int, ...]:
-        inside = scaled(self.first, depth) <= layer <= scaled(self.final, depth)
-        return (min(count, last) if inside else n,) * heads
+        return (n if layer < scaled(self.first, depth) else min(count, last),) * heads
 
     def plan(self, cache: KVCache, count: int) -> KVReduction:
         alive = (cache.signals["survivors"] > 0.5) & cache.visual  # (B, S)

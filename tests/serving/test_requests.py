@@ -70,6 +70,8 @@ def test_a_prompt_without_the_template_is_a_question_as_a_whole(host, inputs):
         ({"attention_mask": torch.ones(4, 3)}, "attention_mask"),
         ({"num_beams": 3}, "num_beams"),
         ({"streamer": object()}, "streamer"),
+        ({"do_sample": True}, "do_sample = True is more than greedy decoding"),
+        ({"past_key_values": object()}, "past_key_values: a cache of an earlier call"),
         ({"inputs_embeds": torch.ones(1)}, "inputs_embeds"),
         ({"max_length": 5}, "new tokens"),
         ({"pixel_values": torch.zeros(4, 3, 16, 16)}, "pixel_values"),
