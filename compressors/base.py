@@ -86,7 +86,8 @@ class Compressor(ABC):
         learned: needs weights for this host.
         adaptive: may return fewer slots than `count`.
         positions: "keep", "renumber" or "mean": the decoder's position ids (a selection under M-RoPE always keeps).
-        proportional: attention after it, in the same stage, adds log sizes.
+        proportional: attention after it, in the same stage, adds the logarithm of how many tokens of the stage's input
+            each stands for; from `prefill` on to the end of the answer.
         takes_cls: at `outside` and `projector`, row 0 is the encoder's CLS (position -1) where it has one, counts as a
             token and may be kept.
         requires_grid / emits_grid: needs a whole grid / gives one.
