@@ -1,16 +1,14 @@
 """Every compressor at every ratio on every regime: accuracy, exact FLOPs, tokens, KV bytes, wall time.
 
 The rows come from a replay table, so a bench, a hull and a policy are measured by one code path. Wall time is a share
-of the uncompressed pass, timed in alternation with it in one run; absolute times of a shared machine would mean
-nothing.
+of the uncompressed pass, timed in alternation with it in one run (`stages.wall_shares`); absolute times of a shared
+machine would mean nothing.
 """
 
 from __future__ import annotations
 
 import csv
-import statistics
-import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +19,6 @@ from foveate.models.host import Host
 from foveate.models.inputs import PromptShape
 from foveate.plans.plan import BLIND, STAGES, UNCOMPRESSED, Plan
 from foveate.rollouts.table import Table
-from foveate.tasks.base import Sample
 
 RATIOS = (0.75, 0.5, 0.25, 0.11, 0.06)
 
@@ -37,6 +34,9 @@ class Row:
         regimes: regime -> (accuracy, low, high).
         cost: mean share of the uncompressed FLOPs. tokens: visual tokens, mean over decoder layers. kv: share of KV
         bytes.
+        kv_bytes: their mean.
+        gain: accuracy above `random` at the same ratio, low and high end of its 95 % interval, paired; None = there is
+            nothing to compare with.
         wall: share of the uncompressed wall time; None = not timed.
     """
 
@@ -48,6 +48,8 @@ class Row:
     cost: float
     tokens: float
     kv: float
+    kv_bytes: float = 0.0
+    gain: tuple[float, float, float] | None = None
     wall: float | None = None
 
 
@@ -81,25 +83,45 @@ def bench_plans(
 
 def rows_of(table: Table, walls: dict[Plan, float] | None = None, resamples: int = 1000, seed: int = 0) -> list[Row]:
     """One row per plan of a table."""
+    columns = table.column
     draws = {regime: _draws(table, regime, resamples, seed) for regime in sorted(set(table.regimes.tolist()))}
+    means = np.mean(list(draws.values()), axis=0)  # (1 + resamples, P), first row: the table as it is
     made = []
     for column, plan in enumerate(table.plans):
-        values = {regime: drawn[:, column] for regime, drawn in draws.items()}  # first entry: the table as it is
-        mean = np.mean(list(values.values()), axis=0)
+        values, mean = {regime: drawn[:, column] for regime, drawn in draws.items()}, means[:, column]
+        rival = random_rival(plan, columns)
+        gain = None if rival is None else mean - means[:, columns[rival]]
         made.append(
             Row(
                 plan=plan,
                 accuracy=float(mean[0]),
-                low=float(np.quantile(mean[1:], 0.025)),
-                high=float(np.quantile(mean[1:], 0.975)),
-                regimes={r: (float(v[0]), *map(float, np.quantile(v[1:], [0.025, 0.975]))) for r, v in values.items()},
+                low=_interval(mean)[1],
+                high=_interval(mean)[2],
+                regimes={regime: _interval(drawn) for regime, drawn in values.items()},
                 cost=float(table.share[:, column].mean()),
                 tokens=float(table.tokens[:, column].mean()),
                 kv=float((table.kv[:, column] / table.kv[:, 0]).mean()),
+                kv_bytes=float(table.kv[:, column].mean()),
+                gain=None if gain is None else _interval(gain),
                 wall=(walls or {}).get(plan),
             )
         )
     return made
+
+
+def random_rival(plan: Plan, known: Container[Plan]) -> Plan | None:
+    """`random` at the ratio of a plan with one decision: at its stage, else outside; None where it is not known."""
+    if len(plan.active) != 1 or plan.is_blind:
+        return None
+    ((stage, choice),) = plan.active
+    rivals = [Plan.of(**{at: ("random", choice.keep)}) for at in (stage, "outside")]
+    found = next((rival for rival in rivals if rival in known), None)
+    return None if found == plan else found
+
+
+def _interval(drawn: np.ndarray) -> tuple[float, float, float]:
+    """The value, and the ends of its 95 % interval, of (1 + resamples,) draws."""
+    return float(drawn[0]), *map(float, np.quantile(drawn[1:], [0.025, 0.975]))
 
 
 def _draws(table: Table, regime: str, resamples: int, seed: int) -> np.ndarray:
@@ -140,35 +162,16 @@ def best_methods(rows: Sequence[Row], stage: str, keep: float) -> dict[str, tupl
     return best
 
 
-def wall_shares(
-    host: Host, samples: Sequence[Sample], plans: Sequence[Plan], rounds: int = 7, batch: int = 1
-) -> dict[Plan, float]:
-    """Median over rounds of (wall time of a plan / wall time of the uncompressed pass next to it), prefill included."""
-    images = [sample.shown for sample in samples[:batch]]
-    questions = [sample.turns[0].question for sample in samples[:batch]]
-
-    def once(plan: Plan) -> float:
-        began = time.perf_counter()
-        host.open(images, questions).run(plan)
-        return time.perf_counter() - began
-
-    once(UNCOMPRESSED)
-    shares: dict[Plan, list[float]] = {plan: [] for plan in plans}
-    for _ in range(rounds):
-        for plan in plans:
-            shares[plan].append(once(plan) / once(UNCOMPRESSED))
-    return {plan: statistics.median(values) for plan, values in shares.items()}
-
-
 def markdown(rows: Sequence[Row]) -> str:
     """The table for people: a line per plan, accuracy in percent, costs as shares of uncompressed."""
     regimes = list(rows[0].regimes)
-    head = ["plan", "tokens", "FLOPs", "KV", "wall", "mean", *regimes]
+    head = ["plan", "tokens", "FLOPs", "KV, KiB (share)", "wall", "mean", "against random", *regimes]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for row in rows:
         wall = "not measured" if row.wall is None else f"{row.wall:.2f}"
-        cells = [row.plan.label(), f"{row.tokens:.1f}", f"{row.cost:.3f}", f"{row.kv:.2f}", wall]
-        cells += [f"{100 * row.accuracy:.1f}", *(f"{100 * row.regimes[r][0]:.0f}" for r in regimes)]
+        gain = "-" if row.gain is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * part for part in row.gain))
+        cells = [row.plan.label(), f"{row.tokens:.1f}", f"{row.cost:.3f}", f"{row.kv_bytes / 1024:.1f} ({row.kv:.2f})"]
+        cells += [wall, f"{100 * row.accuracy:.1f}", gain, *(f"{100 * row.regimes[r][0]:.0f}" for r in regimes)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -176,14 +179,16 @@ def markdown(rows: Sequence[Row]) -> str:
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """The same with intervals, one line per plan."""
     regimes = list(rows[0].regimes)
-    head = ["plan", "tokens", "flops_share", "kv_share", "wall_share", "accuracy", "low", "high"]
+    head = ["plan", "tokens", "flops_share", "kv_share", "wall_share", "accuracy", "low", "high", "kv_bytes"]
+    head += ["gain", "gain_low", "gain_high"]
     head += [f"{r}{part}" for r in regimes for part in ("", "_low", "_high")]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(head)
         for row in rows:
-            values = [row.tokens, row.cost, row.kv, row.wall, row.accuracy, row.low, row.high]
+            values = [row.tokens, row.cost, row.kv, row.wall, row.accuracy, row.low, row.high, row.kv_bytes]
+            values += row.gain or (None, None, None)
             values += [value for r in regimes for value in row.regimes[r]]
             writer.writerow([row.plan.label(), *("" if v is None else f"{v:.5g}" for v in values)])
 

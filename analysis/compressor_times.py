@@ -27,6 +27,7 @@ from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_att
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import foveate.compressors  # noqa: F401  (fills the registry)
+from foveate.analysis.machine import machine
 from foveate.compressors.base import STAGES, Compressor, Reducer, Resampler
 from foveate.compressors.learned import Learned, on_trial
 from foveate.compressors.registry import COMPRESSORS, make
@@ -272,14 +273,6 @@ def about(rounds: int, seed: int) -> dict[str, Any]:
         "machine": machine(),
         "versions": library_versions(("torch", "numpy")) | {"python": platform.python_version()},
     }
-
-
-def machine() -> str:
-    """The processor's name."""
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def markdown(timings: Sequence[Timing], header: Mapping[str, Any]) -> str:

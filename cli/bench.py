@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from foveate.cli import data
 from foveate.cli.reading import LEARNED_HELP, listed, open_model, read_ratios
@@ -13,10 +15,11 @@ from foveate.plans.plan import STAGES
 
 if TYPE_CHECKING:
     from foveate.analysis.bench import Row
+    from foveate.envs.inputs import Input
     from foveate.models.host import Host
-    from foveate.tasks.base import Sample
+    from foveate.rollouts.table import Table
 
-EXAMPLE = "foveate bench --tasks scenes,reading --n 48 --stages outside,prefill --ratios 0.5,0.25 --out runs/bench"
+EXAMPLE = "foveate bench --stage outside,prefill --tasks scenes,reading --n 12 --ratios 0.5,0.25 --out runs/bench"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,15 +32,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="where the model runs: cpu, cuda:1, ..., or auto: spread over what is there (default: cpu)",
     )
     parser.add_argument("--learned", metavar="FOLDER", help=LEARNED_HELP)
-    parser.add_argument("--stages", default=",".join(STAGES), metavar="A,B", help="stages (default: all)")
-    parser.add_argument("--methods", metavar="A,B", help="methods (default: all)")
+    stages = {"default": ",".join(STAGES), "metavar": "A,B", "help": "stages (default: all)"}
+    parser.add_argument("--stage", "--stages", dest="stages", **stages)
+    parser.add_argument("--methods", metavar="A,B", help="methods (default: all), beside the controls")
     parser.add_argument("--ratios", default="0.75,0.5,0.25,0.11,0.06", metavar="A,B", help="keep ratios")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="Ray actors; 0 = in this process (default)")
     parser.add_argument(
-        "--rounds", type=int, default=0, metavar="N", help="times each plan is timed; 0 = not (default)"
+        "--rounds", type=int, default=5, metavar="N", help="times each plan is timed; 0 = not (default: 5)"
     )
-    parser.add_argument("--out", default="runs/bench", metavar="FOLDER", help="table.parquet, bench.csv, bench.png")
-    data.arguments(parser, "test", 240)
+    parser.add_argument("--markdown", metavar="FILE", help="also a page with a table for each stage")
+    parser.add_argument(
+        "--out",
+        default="runs/bench",
+        metavar="FOLDER",
+        help="table.parquet, bench.csv, bench.png, walls.json; what is there already is not run again",
+    )
+    data.arguments(parser, "test", 24, "inputs of each regime")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -47,14 +57,36 @@ def main(args: argparse.Namespace) -> int:
     stages, methods, ratios = chosen(args.stages, args.methods, args.ratios)
     if args.rounds < 0:
         raise ValueError(f"--rounds: {args.rounds} is below 0")
-    samples = data.samples_of(args)
+    inputs = data.inputs_of(args)
     host = open_model(args.model, args.dtype, args.device, args.learned)
-    rows, refused = run(host, samples, args.out, stages, ratios, methods, args.rounds, args.workers)
-    print(markdown(rows))
-    for label, reason in refused.items():
+    found = run(host, inputs, args.out, stages, ratios, methods, args.rounds, args.workers, args.seed)
+    print(markdown(found.rows))
+    for label, reason in found.refused.items():
         print(f"not run: {label}: {reason}")
-    print(f"{args.out}/bench.csv, {args.out}/bench.png, {args.out}/table.parquet")
+    files = [f"{args.out}/{name}" for name in ("bench.csv", "bench.png", "table.parquet")]
+    if args.markdown is not None:
+        header = {"command": command(args), "rounds": args.rounds, "seed": args.seed}
+        write_page(Path(args.markdown), found, stages, host, header)
+        files.append(args.markdown)
+    print(", ".join(files))
     return 0
+
+
+def command(args: argparse.Namespace) -> str:
+    """The line that makes a bench again, without what names files."""
+    said = ["foveate", "bench"]
+    for name in ("model", "learned", "stages", "methods", "ratios", "rounds", "split", "n", "seed"):
+        value = getattr(args, name)
+        said += [] if value is None else [f"--{'stage' if name == 'stages' else name}", str(value)]
+    return shlex.join([*said, *(("--tasks", args.tasks) if args.jsonl is None else ("--jsonl", args.jsonl))])
+
+
+def write_page(path: Path, found: Found, stages: Sequence[str], host: Host, header: dict[str, Any]) -> None:
+    """The page of a bench."""
+    from foveate.analysis.stages import page
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page(found.rows, stages, host, found.table, header), encoding="utf-8")
 
 
 def chosen(
@@ -69,34 +101,47 @@ def chosen(
     return some_stages, some_methods, read_ratios("--ratios", ratios)
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a bench gave.
+
+    Attributes:
+        rows: one for each plan.
+        refused: label -> reason of those that the model cannot run.
+        table: what the rows were made from.
+    """
+
+    rows: list[Row]
+    refused: dict[str, str]
+    table: Table
+
+
 def run(
     host: Host,
-    samples: Sequence[Sample],
+    inputs: Sequence[Input],
     out: str | Path,
     stages: Sequence[str] = STAGES,
     ratios: Sequence[float] = (0.5, 0.25),
     methods: Sequence[str] | None = None,
     rounds: int = 0,
     workers: int = 0,
-) -> tuple[list[Row], dict[str, str]]:
-    """Runs the bench and writes its files into `out`.
+    seed: int = 0,
+) -> Found:
+    """Runs the bench and writes its files into `out`. What they hold already is not run again.
 
-    Returns:
-        A row for each plan, and label -> reason of those that the model cannot run.
     Raises:
         ValueError: `out` holds a table of something else; it is left as it is.
     """
     from foveate.analysis import bench
-    from foveate.envs.inputs import inputs_of
-    from foveate.rollouts.replay import fill, layouts
+    from foveate.analysis import stages as staged
+    from foveate.rollouts.replay import layouts
 
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    shapes = layouts(host, inputs_of(samples))
-    plans, refused = bench.bench_plans(host, stages, ratios, methods, shapes)
-    table = fill(host, samples, plans, out / "table.parquet", workers=workers)
-    walls = bench.wall_shares(host, samples, plans, rounds) if rounds else None
-    rows = bench.rows_of(table, walls)
+    plans, refused = staged.stage_plans(host, stages, ratios, methods, layouts(host, inputs))
+    table = staged.grown(host, inputs, plans, out / "table.parquet", workers)
+    walls = staged.wall_shares(host, inputs, plans, rounds, out / "walls.json") if rounds else None
+    rows = bench.rows_of(table, walls, seed=seed)
     bench.write_csv(rows, out / "bench.csv")
     bench.picture(rows, out / "bench.png", f"{host.name}, {table.n} inputs")
-    return rows, refused
+    return Found(rows, refused, table)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
 TASKS = ("scenes", "reading", "documents", "charts", "digits", "pictures")
 
 
-def arguments(parser: argparse.ArgumentParser, split: str, n: int) -> None:
-    """Declares --tasks, --split, --n, --jsonl, --images and --seed."""
+def arguments(parser: argparse.ArgumentParser, split: str, n: int, unit: str = "samples") -> None:
+    """Declares --tasks, --split, --n, --jsonl, --images and --seed; `unit`: what --n counts."""
     parser.add_argument(
         "--tasks", default=",".join(TASKS), metavar="A,B", help=f"built-in tasks (default: {','.join(TASKS)})"
     )
     parser.add_argument("--split", default=split, choices=SPLITS, help=f"their split (default: {split})")
-    parser.add_argument("--n", type=int, default=n, metavar="N", help=f"samples (default: {n})")
+    parser.add_argument("--n", type=int, default=n, metavar="N", help=f"{unit} (default: {n})")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the regimes (default: 0)")
     parser.add_argument(
         *("--jsonl", "--data"),
@@ -36,8 +37,7 @@ def arguments(parser: argparse.ArgumentParser, split: str, n: int) -> None:
 def samples_of(args: argparse.Namespace) -> list[Sample]:
     """The samples that the arguments name. Raises: ValueError; see `samples`."""
     on_error = "skip" if args.skip_bad else "raise"
-    tasks = [name.strip() for name in args.tasks.split(",") if name.strip()]
-    return samples(tasks, args.split, args.n, args.seed, args.jsonl, args.images, on_error)
+    return samples(_named(args.tasks), args.split, args.n, args.seed, args.jsonl, args.images, on_error)
 
 
 def samples(
@@ -65,6 +65,44 @@ def samples(
     if not found:
         raise ValueError(f"{jsonl}: holds no row that can be used")
     return found
+
+
+def inputs_of(args: argparse.Namespace) -> list[Input]:
+    """The first `args.n` inputs of each regime that the arguments name: all questions of a picture, then the next.
+
+    Raises:
+        ValueError: see `samples`.
+    """
+    from foveate.envs import inputs
+    from foveate.tasks.jsonl import read_jsonl
+    from foveate.tasks.registry import iter_samples, regimes
+
+    if args.n < 1:
+        raise ValueError(f"n: {args.n} inputs of a regime is below 1")
+    if args.jsonl is None:
+        tasks = _named(args.tasks)
+        rows = iter_samples(tasks, args.split, args.n * len(regimes(tasks)), args.seed)
+    else:
+        rows = read_jsonl(args.jsonl, args.images, "skip" if args.skip_bad else "raise")
+    found = _firsts(inputs.inputs_of(rows), args.n)
+    if not found:
+        raise ValueError(f"{args.jsonl}: holds no row that can be used")
+    return found
+
+
+def _named(tasks: str) -> list[str]:
+    return [name.strip() for name in tasks.split(",") if name.strip()]
+
+
+def _firsts(found: Iterable[Input], n: int) -> list[Input]:
+    """The first n of each regime."""
+    number: Counter[str] = Counter()
+    kept = []
+    for each in found:
+        number[each.regime] += 1
+        if number[each.regime] <= n:
+            kept.append(each)
+    return kept
 
 
 def regime_inputs(names: Sequence[str], split: str, count: int) -> list[Input]:

@@ -255,6 +255,11 @@ def _about(
     return about | (meta or {})
 
 
+def identity(host: Host, inputs: Sequence[Input], answer_tokens: int = ANSWER_TOKENS) -> str:
+    """SHA-256 of what every column of a table depends on beside its plan: the host and the inputs."""
+    return _key({"fingerprint": host.fingerprint, "answer_tokens": answer_tokens}, inputs, (), False, 0)
+
+
 def _key(about: dict[str, Any], inputs: Sequence[Input], plans: Sequence[Plan], label_free: bool, shard: int) -> str:
     """SHA-256 of all that the table's numbers depend on."""
     said = [about["fingerprint"], about["answer_tokens"], label_free, shard, [plan.to_dict() for plan in plans]]

@@ -134,12 +134,31 @@ class TestReplay:
 
 class TestBench:
     def test_a_table_a_csv_file_and_a_picture_come_out(self, call, folder, tmp_path):
-        argv = ["--stages", "outside", "--methods", "random,stride", "--ratios", "0.5", "--tasks", "scenes", "--n", 5]
-        got = call("bench", "--model", folder, *argv, "--rounds", 1, "--out", tmp_path / "bench")
+        argv = [
+            "--stage",
+            "outside,decode",
+            "--methods",
+            "diversity",
+            "--ratios",
+            "0.25",
+            "--tasks",
+            "scenes",
+            "--n",
+            2,
+        ]
+        argv += ["--out", tmp_path / "bench", "--markdown", tmp_path / "docs" / "bench.md"]
+        got = call("bench", "--model", folder, *argv, "--rounds", 1)
         assert got.status == 0, got.err
-        plans = ["none", "outside:random@0.5", "outside:stride@0.5", "blind"]
+        controls = ["input:downsample@0.25", "outside:random@0.25", "outside:stride@0.25"]
+        plans = ["none", *controls, "outside:diversity@0.25", "decode:random@0.25", "blind"]
         rows = list(csv.DictReader((tmp_path / "bench" / "bench.csv").open()))
         assert [row["plan"] for row in rows] == plans
+        assert [row["gain"] != "" for row in rows] == [False, True, False, True, True, False, False]
+        page = (tmp_path / "docs" / "bench.md").read_text()
+        assert "foveate bench --model" in page and "--stage outside,decode" in page and "counting 2" in page
+        outside, decode = page.split("\n## ")[1:]
+        assert "| outside:diversity@0.25 |" in outside and "| decode:" not in outside
+        assert "| decode:random@0.25 |" in decode and "diversity" not in decode and "| blind |" in decode
         assert float(rows[0]["flops_share"]) == 1 and float(rows[-1]["tokens"]) == 0
         assert all(float(row["wall_share"]) > 0 for row in rows)
         assert all(f"| {plan} |" in got.out for plan in plans)
@@ -150,7 +169,9 @@ class TestBench:
         got = call("bench", "--model", folder, *argv, "--data", pairs, "--rounds", 1, "--out", tmp_path / "bench")
         assert got.status == 0, got.err
         rows = {row["plan"]: row for row in csv.DictReader((tmp_path / "bench" / "bench.csv").open())}
-        assert list(rows) == ["none", "outside:random@0.5", "prefill:fastv@0.5", "prefill:random@0.5", "blind"]
+        controls = ["input:downsample@0.5", "outside:random@0.5", "outside:stride@0.5"]
+        own = ["prefill:random@0.5", "prefill:stride@0.5", "prefill:fastv@0.5"]
+        assert list(rows) == ["none", *controls, *own, "blind"]
         assert float(rows["none"]["tokens"]) == 32 and float(rows["outside:random@0.5"]["tokens"]) == 16
 
     def test_a_row_of_several_pictures_that_cannot_be_used_says_what_and_where(self, call, folder, pairs, tmp_path):

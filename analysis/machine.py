@@ -1,0 +1,14 @@
+"""What a measurement ran on."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+
+def machine() -> str:
+    """The processor's name."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

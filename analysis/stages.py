@@ -1,0 +1,207 @@
+"""Which plans a bench of some stages compares, the table that grows with them, and the page it becomes.
+
+Every method of a stage stands beside the same controls at the same ratios: `random` and `stride`, `downsample` at the
+pixels, and the blind plan. The table keeps the plans that it has: another method, stage or ratio on the same inputs
+costs what it adds, and an interruption what one shard holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from foveate.analysis.bench import RATIOS, Row, bench_plans, markdown
+from foveate.analysis.machine import machine
+from foveate.envs.inputs import Input
+from foveate.models.fingerprint import fingerprint
+from foveate.models.host import Host
+from foveate.models.inputs import PromptShape
+from foveate.plans.plan import BLIND, STAGES, UNCOMPRESSED, Plan
+from foveate.policies.export import library_versions
+from foveate.rollouts.bar import bar
+from foveate.rollouts.replay import fill, identity
+from foveate.rollouts.table import Table
+
+CONTROLS = (("input", "downsample"), ("outside", "random"), ("outside", "stride"))
+"""What every stage is compared with."""
+
+OWN_CONTROLS = ("random", "stride")
+"""And these where the stage has them."""
+
+COLUMNS = ("correct", "prob", "cost", "tokens", "kv")
+"""Fields of a table with a column for each plan."""
+
+
+def stage_plans(
+    host: Host,
+    stages: Sequence[str] = STAGES,
+    ratios: Sequence[float] = RATIOS,
+    methods: Sequence[str] | None = None,
+    shapes: Sequence[PromptShape] = (),
+) -> tuple[list[Plan], dict[str, str]]:
+    """The plans of some stages and their controls that a host can run; and label -> reason for those of the stages that
+    it cannot. Arguments: as of `bench_plans`."""
+    chosen, refused = bench_plans(host, stages, ratios, methods, shapes)
+    for stage in stages if methods is not None else ():
+        chosen += bench_plans(host, (stage,), ratios, OWN_CONTROLS, shapes)[0]
+    for stage, name in CONTROLS:
+        chosen += bench_plans(host, (stage,), ratios, (name,), shapes)[0]
+    plans = sorted({plan for plan in chosen if plan not in (UNCOMPRESSED, BLIND)}, key=_place)
+    return [UNCOMPRESSED, *plans, BLIND], refused
+
+
+def _place(plan: Plan) -> tuple[int, float, bool, str]:
+    """By stage, falling ratio, controls first, name."""
+    ((stage, choice),) = plan.active
+    control = choice.method in OWN_CONTROLS or (stage, choice.method) in CONTROLS
+    return STAGES.index(stage), -choice.keep, not control, choice.method
+
+
+def grown(host: Host, inputs: Sequence[Input], plans: Sequence[Plan], path: Path, workers: int = 0) -> Table:
+    """The table of some inputs under some plans; what the file has is read from it, what it lacks is run and added.
+
+    Args:
+        host: the model.
+        inputs: what to ask.
+        plans: the uncompressed one first.
+        path: the Parquet file.
+        workers: see `fill`.
+    Raises:
+        ValueError: `path` holds a table of other inputs or another host; it is left as it is.
+    """
+    about = {"inputs": identity(host, inputs), "weights": _weights(host, plans)}
+    have = _of_these(path, about) if path.is_file() else None
+    lacking = [plan for plan in plans[1:] if have is None or plan not in have.column]
+    if have is None or lacking:
+        name = hashlib.sha256(json.dumps([plan.to_dict() for plan in lacking]).encode()).hexdigest()[:12]
+        part = path.with_name(f"{path.stem}.{name}.parquet")  # under its own name, so that it resumes by itself
+        more = fill(host, inputs, [UNCOMPRESSED, *lacking], part, workers=workers, meta=about)
+        have = more if have is None else joined(have, more)
+        have.save(path)
+        part.unlink()
+    return columns(have, [have.column[plan] for plan in plans])
+
+
+def _weights(host: Host, plans: Iterable[Plan]) -> dict[str, str]:
+    """Digests of the learned methods' networks among some plans."""
+    used = {(stage, choice.method) for plan in plans for stage, choice in plan.active}
+    return {f"{s}:{name}": fingerprint({}, host.learned[s, name]) for s, name in sorted(used & set(host.learned))}
+
+
+def _of_these(path: Path, about: Mapping[str, Any]) -> Table:
+    """The table of a file, without the plans of learned methods that have been trained anew since.
+
+    Raises:
+        ValueError: it is of other inputs or another host.
+    """
+    table = Table.load(path)
+    if table.meta.get("inputs") != about["inputs"]:
+        raise ValueError(f"{path}: holds a table of other inputs or another host; remove it or write elsewhere")
+    before = table.meta["weights"]
+    stale = {name for name, digest in about["weights"].items() if before.get(name, digest) != digest}
+    names = [{f"{stage}:{choice.method}" for stage, choice in plan.active} for plan in table.plans]
+    return columns(table, [column for column, used in enumerate(names) if not used & stale])
+
+
+def columns(table: Table, index: Sequence[int]) -> Table:
+    """A table of some of the plans, in the order given."""
+    cut = {name: getattr(table, name)[:, list(index)] for name in COLUMNS}
+    return replace(table, plans=tuple(table.plans[i] for i in index), **cut)
+
+
+def joined(first: Table, second: Table) -> Table:
+    """A table of both tables' plans, the uncompressed one once; the inputs are the same."""
+    both = {name: np.concatenate([getattr(first, name), getattr(second, name)[:, 1:]], axis=1) for name in COLUMNS}
+    meta = first.meta | {"weights": first.meta["weights"] | second.meta["weights"]}
+    return replace(first, plans=first.plans + second.plans[1:], meta=meta, **both)
+
+
+def wall_shares(
+    host: Host,
+    inputs: Sequence[Input],
+    plans: Sequence[Plan],
+    rounds: int,
+    path: Path,
+) -> dict[Plan, float]:
+    """Median over rounds of (wall time of a plan / wall time of the uncompressed pass right before it), one row.
+
+    What counts is all up to the answer: encoder, choosing, prefill, choosing in the cache. Round r asks input r. What
+    the file has of this host, machine and number of rounds is not timed again.
+
+    Args:
+        host: the model.
+        inputs: what to ask, in turn.
+        plans: to time.
+        rounds: that count, behind a pass that warms up.
+        path: JSON file of what was timed.
+    """
+    about = {"host": host.fingerprint, "rounds": rounds, "machine": machine(), "threads": torch.get_num_threads()}
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = stored["shares"] if stored.get("about") == about else {}
+    todo = [plan for plan in plans if plan.label() not in known]
+
+    def once(asked: Input, plan: Plan) -> float:
+        began = time.perf_counter()
+        host.open([asked.image], [asked.question]).run(plan)
+        return time.perf_counter() - began
+
+    if todo:
+        once(inputs[0], UNCOMPRESSED)
+    shares: dict[str, list[float]] = {plan.label(): [] for plan in todo}
+    with bar("timing", rounds * len(todo), "passes", bool(todo)) as advance:
+        for turn in range(rounds):
+            asked = inputs[turn % len(inputs)]
+            for plan in todo:
+                full = once(asked, UNCOMPRESSED)
+                shares[plan.label()].append(once(asked, plan) / full)
+                advance(1)
+    known |= {label: statistics.median(values) for label, values in shares.items()}
+    path.write_text(json.dumps({"about": about, "shares": known}, indent=1) + "\n", encoding="utf-8")
+    return {plan: known[plan.label()] for plan in plans}
+
+
+def page(rows: Sequence[Row], stages: Sequence[str], host: Host, table: Table, header: Mapping[str, Any]) -> str:
+    """The Markdown page: what was measured on what, and a table for each stage with its controls.
+
+    Args:
+        rows: of all plans.
+        stages: in the order of the sections.
+        host: the model.
+        table: what the rows were made from.
+        header: command, seed, rounds.
+    """
+    regimes, numbers = np.unique(table.regimes, return_counts=True)
+    asked = ", ".join(f"{regime} {number}" for regime, number in zip(regimes, numbers, strict=True))
+    versions = ", ".join(f"{name} {v}" for name, v in library_versions(("torch", "transformers", "numpy")).items())
+    timed = f"medians of {header['rounds']} rounds, one row" if header["rounds"] else "not measured"
+    lines = [
+        f"# {', '.join(stages)}: methods side by side",
+        "",
+        f"Made by `{header['command']}`.",
+        "",
+        f"* **Model**: {host.name}, fingerprint {host.fingerprint[:12]}. **Inputs**: {asked}.",
+        f"* **Machine**: {machine()}, {torch.get_num_threads()} threads; {versions}; seed {header['seed']}.",
+        "* **FLOPs**: share of the uncompressed pass up to the answer's first token, signals and choosing included.",
+        f"* **Wall**: share of the uncompressed pass next to it, choosing included; {timed}.",
+        "* **KV**: mean of the cache behind the prompt, and its share of the uncompressed one.",
+        "* **Mean**: exact match in percent, every regime alike. **Against random**: points above `random` at the same",
+        "  ratio, at the same stage or else outside; 95 % intervals, paired bootstrap by scene family.",
+    ]
+    for stage in stages:
+        some = [row for row in rows if _belongs(row.plan, stage)]
+        lines += ["", f"## {stage}", "", markdown(some).rstrip("\n")]
+    return "\n".join(lines) + "\n"
+
+
+def _belongs(plan: Plan, stage: str) -> bool:
+    """Whether a plan stands in a stage's section: its own, and all controls."""
+    return all(at == stage or choice.method == "blind" or (at, choice.method) in CONTROLS for at, choice in plan.active)
