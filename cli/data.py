@@ -68,7 +68,10 @@ def samples(
 
 
 def inputs_of(args: argparse.Namespace) -> list[Input]:
-    """The first `args.n` inputs of each regime that the arguments name: all questions of a picture, then the next.
+    """`args.n` inputs of each regime that the arguments name.
+
+    Built-in tasks: one question of each picture, its first, second, ... in turn, so that all are independent. Your own
+    data: the first ones, with all questions of each row.
 
     Raises:
         ValueError: see `samples`.
@@ -81,9 +84,10 @@ def inputs_of(args: argparse.Namespace) -> list[Input]:
         raise ValueError(f"n: {args.n} inputs of a regime is below 1")
     if args.jsonl is None:
         tasks = _named(args.tasks)
-        rows = iter_samples(tasks, args.split, args.n * len(regimes(tasks)), args.seed)
-    else:
-        rows = read_jsonl(args.jsonl, args.images, "skip" if args.skip_bad else "raise")
+        number = len(regimes(tasks))
+        rows = enumerate(iter_samples(tasks, args.split, args.n * number, args.seed))  # in rounds of all regimes
+        return [inputs.input_of(row, i // number % len(row.turns)) for i, row in rows]
+    rows = read_jsonl(args.jsonl, args.images, "skip" if args.skip_bad else "raise")
     found = _firsts(inputs.inputs_of(rows), args.n)
     if not found:
         raise ValueError(f"{args.jsonl}: holds no row that can be used")
