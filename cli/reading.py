@@ -113,11 +113,12 @@ def check_methods(plan: Plan) -> None:
 
 def check_runs(host: Host, plan: Plan, shape: PromptShape | None = None) -> None:
     """Raises: ValueError where a model cannot run a plan, with the stage and the reason."""
+    shape = shape or host.prompt_shape(1)
     for stage, choice in plan.active:
-        if (reason := host.supports(stage, choice.method)) is not None:
+        if (reason := host.supports(stage, choice.method, shape.frames)) is not None:
             raise ValueError(f"plan, {stage}: {reason}")
     try:
-        host.forecast(plan, shape or host.prompt_shape(1))
+        host.forecast(plan, shape)
     except ValueError as error:
         raise ValueError(f"plan {plan.label()}: {error}") from None
 

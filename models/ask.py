@@ -29,11 +29,14 @@ BEHIND_TOWER = (*compute.ATTENTION_KINDS, STATES)
 """Kinds that are read in a block of the tower by methods standing behind it."""
 
 Trace = tuple[EncoderGroup, int]
-"""Where a view went through the tower: its group behind the last block, and its number there."""
+"""Where a unit went through the tower: its group behind the last block, and its number there."""
 
 
 class Asker:
     """The signals of one pass. Up to the projector, `views` are numbers of views in the pass, see `Pass.views`.
+
+    The tower sees each frame of a video by itself. What it says of its tokens is one frame behind the other: attention
+    of CLS adds up to one in each frame, and tokens of different frames pay each other none.
 
     Args:
         of: the pass; its ledgers are charged.
@@ -67,11 +70,11 @@ class Asker:
                 kept, here = group.inputs[block], block == layer
                 q, k = (group.q, group.k) if here else compute.tower_attention(tower, block, kept, kinds, grid)
                 flops = encoder_signal_flops(self.host.shape.vit, kinds, kept.x.shape[1], here)
-                self.charge(group.views, "encoder", flops)
+                self.charge(self.of.lanes_at(group.views), "encoder", flops)
                 for signal in asked:
                     _, value = compute.tower_signal(tower, signal.kind, block, q, k, kept.bias, grid)
                     out[signal.key] = carry_signal(signal.kind, value, group.history.since(block))
-            out |= self.text(compressor, group.views, group.x[:, tower.first :], "encoder")
+            out |= self.text(compressor, self.of.lanes_at(group.views), group.x[:, tower.first :], "encoder")
             return out
 
         return give
@@ -79,7 +82,7 @@ class Asker:
     def behind_tower(self, compressor: Compressor, views: Sequence[int], x: Tensor, stage: str) -> dict[str, Tensor]:
         """For a group of views behind the tower, whose features before the projector are x (b, n, D)."""
         depth, out = self.host.tower.depth, {}
-        with_cls = compressor.takes_cls and self.host.tower.hands_cls
+        with_cls = compressor.takes_cls and self.host.tower.hands_cls and len(self.of.units[views[0]]) == 1
         for block, asked in compute.by_layer(compressor, depth, depth - 1, BEHIND_TOWER).items():
             out |= self.of_block(views, block, asked, stage, with_cls)
         out |= {signal.key: x for signal in compressor.signals(depth) if signal.kind == "features"}
@@ -89,22 +92,25 @@ class Asker:
         self, views: Sequence[int], block: int, asked: Sequence[Signal], stage: str, with_cls: bool = False
     ) -> dict[str, Tensor]:
         """Signals of one block of the tower for views with equal counts, whatever way each of them went."""
-        found: dict[str, list[Tensor]] = {signal.key: [] for signal in asked}
-        order: list[int] = []
-        for _, members in groups([id(self.of.traces[view][0]) for view in views]):
-            order += members
-            values = self._block([views[m] for m in members], block, asked, stage, with_cls)
+        units = [unit for view in views for unit in self.of.units[view]]
+        found: dict[str, dict[int, Tensor]] = {signal.key: {} for signal in asked}
+        for _, members in groups([id(self.of.traces[unit][0]) for unit in units]):
+            members = [units[m] for m in members]
+            values = self._block(members, block, asked, stage, with_cls)
             for key, value in values.items():
-                found[key].append(value)
-        back = torch.tensor(order, device=self.host.device).argsort()
-        return {key: torch.cat(values)[back] for key, values in found.items()}
+                found[key] |= zip(members, value, strict=True)
+        kinds = {signal.key: signal.kind for signal in asked}
+        frames: Callable[[str, int], Tensor] = lambda key, view: compute.of_frames(  # noqa: E731
+            kinds[key], [found[key][unit] for unit in self.of.units[view]]
+        )
+        return {key: torch.stack([frames(key, view) for view in views]) for key in found}
 
     def _block(
-        self, views: Sequence[int], block: int, asked: Sequence[Signal], stage: str, with_cls: bool
+        self, units: Sequence[int], block: int, asked: Sequence[Signal], stage: str, with_cls: bool
     ) -> dict[str, Tensor]:
-        """Signals of one block for views of one encoder group, for the tokens that left the tower."""
-        tower, group = self.host.tower, self.of.traces[views[0]][0]
-        index = torch.tensor([self.of.traces[view][1] for view in views], device=group.x.device)
+        """Signals of one block for units of one encoder group, for the tokens that left the tower."""
+        tower, group = self.host.tower, self.of.traces[units[0]][0]
+        index = torch.tensor([self.of.traces[unit][1] for unit in units], device=group.x.device)
         kept, history, out = group.inputs[block].at(index), group.history.at(index), {}
         if states := [signal.key for signal in asked if signal.kind == STATES]:
             out |= dict.fromkeys(states, self._states(group, index, block, with_cls))
@@ -113,7 +119,8 @@ class Asker:
             return out
         kinds, grid = sorted({signal.kind for signal in asked}), group.riders.grid
         q, k = compute.tower_attention(tower, block, kept, kinds, grid)
-        self.charge(views, stage, encoder_signal_flops(self.host.shape.vit, kinds, kept.x.shape[1], False))
+        flops = encoder_signal_flops(self.host.shape.vit, kinds, kept.x.shape[1], False)
+        self.charge(self.of.lanes_at(units), stage, flops)
         for signal in asked:
             cls, value = compute.tower_signal(tower, signal.kind, block, q, k, kept.bias, grid)
             value = carry_signal(signal.kind, value, history.since(block))
@@ -133,7 +140,12 @@ class Asker:
 
         The block has just run: its queries and keys are at hand.
         """
-        tower, (group, number) = self.host.tower, self.of.traces[view]
+        each = [self._cls_attention(view, unit, stage) for unit in self.of.units[view]]
+        return each[0] if len(each) == 1 else np.concatenate(each)
+
+    def _cls_attention(self, view: int, unit: int, stage: str) -> np.ndarray:
+        """The same of one unit of the view."""
+        tower, (group, number) = self.host.tower, self.of.traces[unit]
         bias, block = group.inputs[-1].bias, tower.depth - 1
         m = group.k.shape[2]
         self.charge([view], stage, encoder_signal_flops(self.host.shape.vit, ["cls_attention"], m, at_hand=True))

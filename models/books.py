@@ -34,10 +34,12 @@ class Books:
         laid: the same as they run, with views at the sizes that `resize` gave them.
         views: (row, number in the row) of each view of the pass.
         lanes: of each row, the numbers of its views in the pass.
+        units: of each view, the numbers of what the tower encodes by itself: the view, or the frames of a video.
+        lane_of: of each unit, its view.
         ledger: what each row has cost so far.
         counts: stage -> visual tokens of each row that left it; "layers" and "decode_layers" -> the same in each layer.
         states: stage -> each view's tokens behind it, up to "projector".
-        traces: each view's way through the tower; None for a blind row's.
+        traces: each unit's way through the tower; None for a blind row's.
         logits: (B, V) float32 behind the prompt, after `prefill`.
         generated: token ids of the last `decode`, end token included.
         learning: what runs keeps its gradients: set while a method learns.
@@ -53,7 +55,7 @@ class Books:
         self.ledger = [Ledger() for _ in range(b)]
         self.counts: dict[str, list] = {}
         self.states: dict[str, list[VisualState]] = {}
-        self.traces: list[Trace | None] = [None] * len(self.views)
+        self.traces: list[Trace | None] = [None] * len(self.lane_of)
         self.logits: Tensor | None = None
         self.generated: list[list[int]] = []
         self._blind = [False] * b
@@ -67,8 +69,13 @@ class Books:
     def _number(self) -> None:
         self.views = [(row, view) for row, laid in enumerate(self.laid) for view in range(len(laid.views))]
         self.lanes: list[list[int]] = [[] for _ in self.laid]
-        for lane, (row, _) in enumerate(self.views):
+        self.units: list[list[int]] = []
+        self.lane_of: list[int] = []
+        for lane, (row, view) in enumerate(self.views):
             self.lanes[row].append(lane)
+            frames, first = self.laid[row].views[view].grid[0], len(self.lane_of)
+            self.units.append(list(range(first, first + frames)))
+            self.lane_of += [lane] * frames
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -131,8 +138,9 @@ class Books:
         other._blind = pick(self._blind)
         other._number()
         lanes = [lane for row in rows for lane in self.lanes[row]]
+        units = [unit for lane in lanes for unit in self.units[lane]]
         for name in ("traces", "_peeked"):
-            setattr(other, name, [getattr(self, name)[lane] for lane in lanes])
+            setattr(other, name, [getattr(self, name)[unit] for unit in units])
         other.counts = {stage: pick(values) for stage, values in self.counts.items()}
         other.states = {stage: [values[lane] for lane in lanes] for stage, values in self.states.items()}
         other._done, other.generated = list(self._done), []
@@ -171,6 +179,19 @@ class Books:
     def _seeds(self, lanes: Sequence[int]) -> list[int]:
         """A seed for each view: its row's, and another for each further view of the row."""
         return [(self.rows[row].seed + 0x9E3779B97F4A7C15 * view) & (2**63 - 1) for row, view in self.at(lanes)]
+
+    def _unit_seeds(self, units: Sequence[int]) -> list[int]:
+        """A seed for each unit: its view's, and another for each further frame of it."""
+        lanes = self.lanes_at(units)
+        frames = [unit - self.units[lane][0] for unit, lane in zip(units, lanes, strict=True)]
+        return [
+            (seed + 0xD1B54A32D192ED03 * frame) & (2**63 - 1)
+            for seed, frame in zip(self._seeds(lanes), frames, strict=True)
+        ]
+
+    def lanes_at(self, units: Sequence[int]) -> list[int]:
+        """The view of each of some units."""
+        return [self.lane_of[unit] for unit in units]
 
     def at(self, lanes: Sequence[int]) -> list[tuple[int, int]]:
         """(row, number in the row) of some views."""

@@ -109,7 +109,8 @@ def feature_flops(host: Host, shape: PromptShape | None = None) -> dict[str, int
     entries = host.decoder.config.max_position_embeddings if shape is None else at.n_visual + at.n_text + cls
     each = [t * h * w for t, h, w in at.grids]
     found = {group: sum(sum(_own(host, group, n)) for n in each) for group in ("block1", "encoder")}
-    found["encoder"] += sum(encoder_signal_flops(vit, ["cls_attention"], vit.rows(n), at_hand=True) for n in each)
+    frames = [(t, vit.rows(h * w)) for t, h, w in at.grids]
+    found["encoder"] += sum(t * encoder_signal_flops(vit, ["cls_attention"], m, at_hand=True) for t, m in frames)
     found["layer1"] = sum(_own(host, "layer1", at.n_visual)) + last_query_flops(decoder, entries, has_run=True)
     return found
 
@@ -183,8 +184,9 @@ def _alike(x: np.ndarray, of: VisualState) -> list[float]:
     scale = 1 / np.sqrt(np.maximum(np.vecdot(x, x), 1e-24))
     unit = x * scale[:, None]
     if of.whole:
-        plane = unit.reshape(of.grid[1], of.grid[2], -1)
-        right, down = np.vecdot(plane[:, 1:], plane[:, :-1]), np.vecdot(plane[1:], plane[:-1])
+        cells = unit.reshape(*of.grid, -1)
+        right = np.vecdot(cells[:, :, 1:], cells[:, :, :-1])
+        down = np.vecdot(cells[:, 1:], cells[:, :-1])
         near = np.concatenate([right.ravel(), down.ravel()])
     else:
         near = np.vecdot(unit[1:], unit[:-1])

@@ -37,8 +37,9 @@ class Seen:
         grid: of each.
         cls: the decoder will read CLS too.
         whole: the tokens are the grid.
-        blocks: tokens entering each block of the tower.
+        blocks: tokens of a frame entering each block of the tower.
         took_cls: CLS has been handed to a method.
+        frames: units of the tower.
         mixed: entries are to hold mixtures of its picture's tokens, and no method acts on the row before.
     """
 
@@ -52,6 +53,7 @@ class Seen:
     blocks: tuple[int, ...] = ()
     took_cls: bool = False
     mixed: bool = False
+    frames: int = 1
 
     @property
     def n_shown(self) -> int:
@@ -93,7 +95,7 @@ def opened(shape: PromptShape, cls: bool) -> Sketch:
     views = []
     for (grid, shown, mixed), number in kinds.items():
         n = volume(grid)
-        views.append(Seen(number, shown, n, n, grid, cls, mixed=mixed))
+        views.append(Seen(number, shown, n, n, grid, cls, mixed=mixed, frames=grid[0]))
     return Sketch(tuple(views), shape)
 
 
@@ -105,6 +107,7 @@ class Forecast:
         host: the model.
         plan: which methods.
         phrases: tokens of each phrase of the question.
+        frames: of the view that has fewest.
         n_text: words of the prompt, newlines apart.
         row: the row's ledger, filled stage by stage.
         ledger: what is charged now: the row's, or one that counts for several equal views.
@@ -115,6 +118,7 @@ class Forecast:
     plan: Plan
     n_text: int
     phrases: tuple[int, ...] = ()
+    frames: int = 1
     row: Ledger = field(default_factory=Ledger)
     asked: bool = False
     phrased: bool = False
@@ -131,7 +135,7 @@ class Forecast:
         choice = self.plan[stage]
         if choice.is_none or self.plan.is_blind or n == 0:
             return None, n
-        reason = self.host.supports(stage, choice.method)
+        reason = self.host.supports(stage, choice.method, self.frames)
         if reason is not None:
             raise HostError(reason)
         count, method = keep_count(n, choice.keep), self.host.make(stage, choice.method)
@@ -185,30 +189,36 @@ class Forecast:
         return self._each(at, self._tower)
 
     def _tower(self, at: Seen) -> Seen:
-        shape, depth, n = self.host.shape, self.host.encoder_depth, at.n
+        shape, depth, n = self.host.shape, self.host.encoder_depth, at.n // at.frames
+        whole, self.ledger = self.ledger, Ledger()  # of one frame
+        grid = (1, *at.grid[1:])
         charge.charge_embed(self.ledger, shape, n)
-        charge.charge_attention(self.ledger, shape, n, 0, at.grid)
-        method, count = self.method("encoder", n, at.grid, at.whole)
+        charge.charge_attention(self.ledger, shape, n, 0, grid)
+        method, count = self.method("encoder", n, grid, at.whole)
         sites, counts = dict(self.host.sites("encoder", method, n, count)), []
         for block in range(depth):
             leaving = min(n, sites.get(block, n))
             if leaving < n:
-                self._signals("encoder", method, block, [c for c, _ in counts] + [n], n, here=True)
+                self._signals("encoder", method, block, [c for c, _ in counts] + [n], n)
             counts.append((n, leaving))
             n = leaving
-        charge.charge_tower(self.ledger, shape, counts, at.grid, method, sites)
+        charge.charge_tower(self.ledger, shape, counts, grid, method, sites)
+        whole.take(self.ledger, at.frames)
+        self.ledger = whole
         at = replace(at, blocks=tuple(c for c, _ in counts), mixed=at.mixed and self.plan["encoder"].is_none)
         if method is None:
             return replace(at, n=at.n_shown, grid=at.shown)
-        return replace(at, n=min(n, at.n_shown), whole=False)
+        return replace(at, n=min(n * at.frames, at.n_shown), whole=False)
 
-    def _signals(self, stage: str, method: Compressor, now: int, blocks: list[int], n: int, here: bool = False) -> None:
-        """Signals of the tower and of the question, for a method standing in (`here`) or behind block `now`."""
+    def _signals(self, stage: str, method: Compressor, now: int, blocks: list[int], n: int, frames: int = 0) -> None:
+        """Signals of the tower and of the question, for a method standing in block `now`, or behind it where it gets
+        the tokens of so many `frames`."""
         vit, text = self.host.shape.vit, self.host.text
         for block, wanted in by_layer(method, self.host.encoder_depth, now, ATTENTION_KINDS).items():
             kinds = sorted({signal.kind for signal in wanted})
-            at_hand = here and block == now
-            self.ledger.add(stage, "signals", charge.encoder_signal_flops(vit, kinds, vit.rows(blocks[block]), at_hand))
+            at_hand = not frames and block == now
+            flops = charge.encoder_signal_flops(vit, kinds, vit.rows(blocks[block]), at_hand)
+            self.ledger.add(stage, "signals", max(1, frames) * flops)
         kinds = {s.kind for s in method.signals(self.host.encoder_depth)}
         if "text_similarity" in kinds:
             self._question(stage)
@@ -233,9 +243,9 @@ class Forecast:
         at = replace(at, mixed=at.mixed and self.plan["outside"].is_none)
         if method is None:
             return at
-        takes = method.takes_cls and self.host.shape.vit.hands_cls
+        takes = method.takes_cls and self.host.shape.vit.hands_cls and at.frames == 1
         n = at.n + int(takes)
-        self._signals("outside", method, self.host.encoder_depth - 1, list(at.blocks), n)
+        self._signals("outside", method, self.host.encoder_depth - 1, list(at.blocks), n, at.frames)
         self._own("outside", method, n, count)
         return replace(at, n=count, cls=at.cls and not takes, whole=method.emits_grid, took_cls=takes)
 
@@ -248,9 +258,9 @@ class Forecast:
         first = None if choice.is_none else hook_of(self.host.make("projector", choice.method))
         n, cls, shape = at.n, at.cls, self.host.shape
         if method is not None:
-            takes = method.takes_cls and shape.vit.hands_cls and not at.took_cls
+            takes = method.takes_cls and shape.vit.hands_cls and not at.took_cls and at.frames == 1
             n, cls = n + int(takes), cls and not takes
-            self._signals("projector", method, self.host.encoder_depth - 1, list(at.blocks), n)
+            self._signals("projector", method, self.host.encoder_depth - 1, list(at.blocks), n, at.frames)
             self._own("projector", method, n, count)
         hook = hook_of(method)
         rows = n if hook in (None, "after") else count if hook == "before" else 0
@@ -281,7 +291,7 @@ class Forecast:
                     for seen in at.views:
                         rows = shape.vit.rows(seen.blocks[-1])
                         flops = charge.encoder_signal_flops(shape.vit, ["cls_attention"], rows, at_hand=False)
-                        self.ledger.add("prefill", "signals", flops * seen.number)
+                        self.ledger.add("prefill", "signals", flops * seen.number * seen.frames)
                 if any(signal.kind == "frame_similarity" for signal in method.signals_at(layer, depth)):
                     self._question("prefill")
                     frames = sum(grid[0] for grid in grids)
@@ -323,7 +333,7 @@ def forecast(host: Host, plan: Plan, shape: PromptShape, new_tokens: int = 0, tu
             f"forecast: n_text {shape.n_text} and turns {turns} must be at least 1, new_tokens {new_tokens} at least 0"
         )
     words = shape.n_text - shape.newlines
-    run = Forecast(host, plan, words, host.phrase_tokens(shape))
+    run = Forecast(host, plan, words, host.phrase_tokens(shape), shape.frames)
     stops = [opened(shape, host.cls_stays)]
     for stage in STAGES:
         stops.append(run.stage(stage, stops[-1]))

@@ -304,14 +304,20 @@ class Host(ABC):
             raise CountMismatch(f"{method.name}: sites {sites} for {n} tokens; {limits}")
         return sites
 
-    def supports(self, stage: str, name: str) -> str | None:
-        """Why a method cannot run here, or None where it can. "none" and "blind" always can."""
-        reason, key = self.forbids(stage, name), (stage, name)
+    def supports(self, stage: str, name: str, frames: int = 1) -> str | None:
+        """Why a method cannot run here, or None where it can. "none" and "blind" always can.
+
+        Args:
+            stage: where it shall act.
+            name: of the method.
+            frames: of what it shall act on: 1 = of a picture.
+        """
+        reason, key = self.forbids(stage, name, frames), (stage, name)
         if reason is None and key not in self.learned and getattr(COMPRESSORS.get(key), "learned", False):
             return self.unusable.get(key) or no_weights(COMPRESSORS[key])
         return reason
 
-    def forbids(self, stage: str, name: str) -> str | None:
+    def forbids(self, stage: str, name: str, frames: int = 1) -> str | None:
         """The same, weights apart: whether a learned method could be trained for this host."""
         if name == "none" or (name == "blind" and stage == "input"):
             return None
@@ -321,8 +327,8 @@ class Host(ABC):
             return f"no method {name!r} at stage {stage!r}" + (f"; near: {', '.join(near)}" if near else "")
         if not issubclass(cls, BASES[stage]):
             return f"{name}: a {cls.__mro__[1].__name__} cannot act at {stage!r} in this host"
-        if cls.modality == "video" and self.grid[0] == 1:
-            return f"{name}: is for video, this host sees single pictures"
+        if cls.modality == "video" and frames == 1:
+            return f"{name}: is for videos, a picture is one frame"
         if stage == "encoder" and self.tower.merge > 1:
             return f"{name}: acts on patches, and this host's connector wants whole units of {self.tower.merge}"
         if issubclass(cls, Resampler) and self.shape.deepstack:

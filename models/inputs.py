@@ -1,4 +1,4 @@
-"""Pictures and questions, made ready: what an HF processor does, in steps that a pass can stop between."""
+"""Pictures, videos and questions, made ready: what an HF processor does, in steps that a pass can stop between."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from torch import Tensor
 from foveate.compressors.base import Grid
 from foveate.models.boxes import WHOLE, Box
 from foveate.models.errors import BadInput, HostError
-from foveate.models.rows import CLS, NEWLINE, TEXT, Framed, PromptShape, Row, View, extent
+from foveate.models.rows import CLS, NEWLINE, TEXT, Film, Framed, PromptShape, Row, View, extent
+from foveate.tasks.clip import Clip, VideoError
 from foveate.tasks.images import PictureError, open_picture
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [  # some stand in a file of their own
     "CLS",
+    "Film",
     "Framed",
     "Inputs",
     "NEWLINE",
@@ -45,8 +47,8 @@ PLAIN_PROMPT = "USER: {image}\n{question} ASSISTANT:"
 """Used where a processor brings no chat template; several pictures stand side by side."""
 
 Picture = np.ndarray | Image.Image | str | Path
-Pictures = Picture | Sequence[Picture]
-"""What one row shows: a picture, or several in the order of the prompt."""
+Pictures = Picture | Clip | Sequence[Picture | Clip]
+"""What one row shows: a picture or a video, or several in the order of the prompt; an array of four axes is a video."""
 
 
 def as_rgb(picture: Picture, row: int) -> np.ndarray:
@@ -65,6 +67,15 @@ def as_rgb(picture: Picture, row: int) -> np.ndarray:
         raise BadInput(f"image {row} ({type(picture).__name__}): cannot be decoded: {error}") from error
 
 
+def as_shown(one: Picture | Clip, row: int) -> np.ndarray | Clip:
+    """A picture (H, W, 3) uint8, or a video. Raises: BadInput."""
+    try:
+        one = Clip.of(one) if isinstance(one, np.ndarray) and one.ndim == 4 else one
+    except VideoError as error:
+        raise BadInput(f"row {row}: {error}") from error
+    return one if isinstance(one, Clip) else as_rgb(one, row)
+
+
 def seed_of(views: Sequence[View], question: str) -> int:
     """63 bits of the SHA-256 of shape and pixels of framed views, and the question."""
     digest = hashlib.sha256()
@@ -80,6 +91,7 @@ class Inputs(ABC):
     Args:
         processor: an HF processor with `image_processor` and `tokenizer`, as `AutoProcessor` loads it.
         image_token_id: the id that marks a picture in a prompt.
+        video_token_id: the id that marks a video; None = the image token does, where videos can be shown at all.
     Raises:
         BadInput: the tokenizer does not know the image token.
 
@@ -89,12 +101,15 @@ class Inputs(ABC):
 
     beside: TextTower | None = None
 
-    def __init__(self, processor: Any, image_token_id: int) -> None:
+    def __init__(self, processor: Any, image_token_id: int, video_token_id: int | None = None) -> None:
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.image_token_id = image_token_id
         self.image_token = self.tokenizer.convert_ids_to_tokens(image_token_id)
         if self.image_token is None:
             raise BadInput(f"the tokenizer has no token for image_token_index {image_token_id}")
+        video_token = None if video_token_id is None else self.tokenizer.convert_ids_to_tokens(video_token_id)
+        self.video_token_id = image_token_id if video_token is None else video_token_id
+        self.video_token = self.image_token if video_token is None else video_token
 
     # -- what a family says ------------------------------------------------------------------------------------------
 
@@ -102,13 +117,17 @@ class Inputs(ABC):
     def framed(self, rgb: np.ndarray) -> Framed:
         """A picture (H, W, 3) uint8 as views, and its prompt entries."""
 
+    def filmed(self, clip: Clip) -> Framed:
+        """A video as one view, and its prompt entries. Raises: BadInput where the family takes none, or not this."""
+        raise BadInput("a video: this model takes pictures only")
+
     def refit(self, picture: Framed, grids: Sequence[Grid]) -> Framed:
         """The picture with its views at other grids, laid out anew. Raises: HostError where the family cannot."""
         raise HostError(f"pictures of this model keep their size; asked for grids {list(grids)}")
 
-    def places(self, ids: np.ndarray, pictures: Sequence[Framed]) -> np.ndarray:
-        """(S, P) int64 position ids of a whole prompt; by default 0, 1, 2 ... with P = 1."""
-        return np.arange(len(ids))[:, None]
+    def places(self, view: np.ndarray, position: np.ndarray, pictures: Sequence[Framed]) -> np.ndarray:
+        """(S, P) int64 position ids of a whole prompt, given as in `Row`; by default 0, 1, 2 ... with P = 1."""
+        return np.arange(len(view))[:, None]
 
     def boxes(self, picture: Framed) -> list[Box]:
         """Where each of its views lies in a picture; by default all of it."""
@@ -121,10 +140,10 @@ class Inputs(ABC):
         return done["pixel_values"].float()
 
     def normalised(self, views: Sequence[View]) -> Tensor:
-        """(B, 3, H, W) float32 of views of equal size: rescaled and normalised as the image processor does it, never
-        resized."""
+        """(B, 3, H, W) float32 of views of equal size, (B, F, 3, H, W) where each has several frames: rescaled and
+        normalised as the image processor does it, never resized."""
         how = self.processor.image_processor
-        x = torch.from_numpy(np.stack([view.pixels for view in views])).permute(0, 3, 1, 2).double()
+        x = torch.from_numpy(np.stack([view.pixels for view in views])).movedim(-1, -3).double()
         x = (x * how.rescale_factor if how.do_rescale else x).float()
         if how.do_normalize:
             mean, std = (torch.tensor(each)[:, None, None] for each in (how.image_mean, how.image_std))
@@ -144,12 +163,14 @@ class Inputs(ABC):
         each = list(image) if isinstance(image, (list, tuple)) else [image]
         if not each:
             raise BadInput(f"image {number}: an empty list; a row needs at least one picture")
-        prompt, ids = self.prompt(question, number, len(each))
-        return self.laid([self.framed(as_rgb(one, number)) for one in each], question, prompt, ids)
+        shown = [as_shown(one, number) for one in each]
+        prompt, ids = self.prompt(question, number, kinds_of(shown))
+        framed = [self.filmed(one) if isinstance(one, Clip) else self.framed(one) for one in shown]
+        return self.laid(framed, question, prompt, ids)
 
     def asked(self, row: Row, question: str, number: int) -> Row:
         """The same pictures with another question. Raises: BadInput."""
-        prompt, ids = self.prompt(question, number, len(row.pictures))
+        prompt, ids = self.prompt(question, number, [picture.kind for picture in row.pictures])
         return self.laid(row.pictures, question, prompt, ids)
 
     def relaid(self, row: Row, grids: Sequence[Grid]) -> Row:
@@ -165,10 +186,10 @@ class Inputs(ABC):
     def laid(
         self, pictures: Sequence[Framed], question: str, prompt: str, ids: Sequence[int], seed: int | None = None
     ) -> Row:
-        """A row from framed pictures and a prompt's ids, each image marker replaced by its picture's entries."""
+        """A row from framed pictures and a prompt's ids, each marker replaced by its picture's entries."""
         parts: list[tuple[Sequence[int], np.ndarray, np.ndarray]] = []
         start, first = 0, 0
-        marks = [i for i, token in enumerate(ids) if token == self.image_token_id]
+        marks = [i for i, token in enumerate(ids) if token in (self.image_token_id, self.video_token_id)]
         for mark, picture in zip(marks, pictures, strict=True):
             parts.append(_words(ids[start:mark]))
             parts.append((picture.ids, np.where(picture.view < 0, -1, picture.view + first), picture.position))
@@ -178,25 +199,42 @@ class Inputs(ABC):
         if seed is None:
             seed = seed_of([view for picture in pictures for view in picture.views], question)
         phrases = None if self.beside is None else self.beside.phrase_tokens(question)
-        place = self.places(whole, pictures)
+        place = self.places(view, position, pictures)
         return Row(tuple(pictures), question, prompt, whole, view, position, place, seed, phrases)
 
-    def prompt(self, question: str, number: int, pictures: int = 1) -> tuple[str, list[int]]:
-        """The text that the model sees, and its token ids, one image marker in it for each picture."""
+    def prompt(self, question: str, number: int, pictures: int | Sequence[str] = 1) -> tuple[str, list[int]]:
+        """The text that the model sees, and its token ids, one marker in it for each picture or video.
+
+        Args:
+            question: as asked.
+            number: of the row, for messages.
+            pictures: how many, or "image" or "video" for each.
+        Raises:
+            BadInput: a question that cannot be put.
+        """
         if not isinstance(question, str):
             raise BadInput(f"question {number}: needs a string, got {type(question).__name__}")
-        if self.image_token in question:
-            raise BadInput(f"question {number}: contains the image token {self.image_token!r}")
+        for kind, token in (("image", self.image_token), ("video", self.video_token)):
+            if token in question:
+                raise BadInput(f"question {number}: contains the {kind} token {token!r}")
+        kinds = ["image"] * pictures if isinstance(pictures, int) else list(pictures)
+        token_of = {"image": self.image_token_id, "video": self.video_token_id}
+        if self.video_token_id == self.image_token_id:
+            kinds = ["image"] * len(kinds)
         if getattr(self.processor, "chat_template", None):
-            content = [{"type": "image"}] * pictures + [{"type": "text", "text": question}]
+            content = [*({"type": kind} for kind in kinds), {"type": "text", "text": question}]
             talk = [{"role": "user", "content": content}]
             text = self.processor.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
         else:
-            text = PLAIN_PROMPT.format(image=self.image_token * pictures, question=question)
+            shown = "".join(self.image_token if kind == "image" else self.video_token for kind in kinds)
+            text = PLAIN_PROMPT.format(image=shown, question=question)
         ids = self.ids(text)
-        if ids.count(self.image_token_id) != pictures:
-            found = ids.count(self.image_token_id)
-            raise BadInput(f"question {number}: the prompt has {found} image tokens, needs {pictures}")
+        if [token for token in ids if token in token_of.values()] != [token_of[kind] for kind in kinds]:
+            for kind, token in token_of.items():
+                if ids.count(token) != kinds.count(kind):
+                    found, needs = ids.count(token), kinds.count(kind)
+                    raise BadInput(f"question {number}: the prompt has {found} {kind} tokens, needs {needs}")
+            raise BadInput(f"question {number}: the template puts pictures and videos in another order")
         return text, ids
 
     def n_text(self, question: str) -> int:
@@ -237,14 +275,44 @@ def _words(ids: Sequence[int]) -> tuple[Sequence[int], np.ndarray, np.ndarray]:
 
 def resized(view: View, grid: Grid, unit: int) -> View:
     """The view at another grid, `unit` pixels to a token's side, by Pillow's bicubic on uint8."""
-    size = (grid[2] * unit, grid[1] * unit)
-    return View(np.asarray(Image.fromarray(view.pixels).resize(size, Image.Resampling.BICUBIC)), grid)
+    return View(scaled(view.pixels, (grid[1] * unit, grid[2] * unit)), grid)
 
 
-def one_view(view: View, token: int, size: tuple[int, int], cls: bool = False) -> Framed:
+def scaled(pixels: np.ndarray, size: tuple[int, int], by: int = Image.Resampling.BICUBIC) -> np.ndarray:
+    """A picture or frames (..., H, W, 3) uint8 at another (height, width), by one of Pillow's filters."""
+    if pixels.ndim == 4:
+        return np.stack([scaled(frame, size, by) for frame in pixels])
+    return np.asarray(Image.fromarray(pixels).resize(size[::-1], by))
+
+
+def kinds_of(shown: Sequence[np.ndarray | Clip]) -> list[str]:
+    """What a chat template calls each."""
+    return ["video" if isinstance(one, Clip) else "image" for one in shown]
+
+
+def one_view(view: View, token: int, size: tuple[int, int], cls: bool = False, film: Film | None = None) -> Framed:
     """A picture of one view whose prompt entries are its tokens in order, behind its CLS where the decoder reads it."""
     position = np.concatenate([np.full(int(cls), CLS), np.arange(view.n)])
-    return Framed((view,), (token,) * len(position), np.zeros(len(position), np.int64), position, size)
+    return Framed((view,), (token,) * len(position), np.zeros(len(position), np.int64), position, size, film=film)
+
+
+def in_words(tokenizer: Any, text: str, token: int, view: View, size: tuple[int, int], film: Film) -> Framed:
+    """A video of one view whose prompt entries are words, and one of its tokens in order wherever `token` stands.
+
+    Raises:
+        HostError: markers and tokens do not match.
+    """
+    ids = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"])
+    seen = ids == token
+    if seen.sum() != view.n:
+        raise HostError(f"{int(seen.sum())} markers in a video's text for {view.n} tokens")
+    position = np.where(seen, seen.cumsum() - 1, TEXT)
+    return Framed((view,), tuple(ids.tolist()), np.where(seen, 0, -1), position, size, film=film)
+
+
+def film_of(clip: Clip) -> Film:
+    """A clip's times."""
+    return Film(tuple(clip.seconds.tolist()), clip.duration)
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

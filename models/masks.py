@@ -47,7 +47,7 @@ FeatureCost = Mapping[str, float] | Callable[["PromptShape"], Mapping[str, float
 class Forecaster(Protocol):
     """The part of a host that masks need."""
 
-    def supports(self, stage: str, name: str) -> str | None:
+    def supports(self, stage: str, name: str, frames: int = 1) -> str | None:
         """See `foveate.models.host.Host`."""
 
     def prompt_shape(self, n_text: int) -> PromptShape:
@@ -108,7 +108,10 @@ class Masks:
         layout = self._layout(shape)
         if layout not in self._rules:
             reachable = partial(self._unreachable, layout)
-            self._rules[layout] = Rules(supports=self.host.supports, reachable=reachable, **self._grids)
+            supports = self.host.supports
+            if layout.frames > 1:
+                supports = partial(supports, frames=layout.frames)
+            self._rules[layout] = Rules(supports=supports, reachable=reachable, **self._grids)
         return self._rules[layout]
 
     def _layout(self, shape: PromptShape | None) -> PromptShape:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import wraps
 from typing import Any
@@ -14,13 +14,14 @@ from torch import Tensor
 from foveate.compressors.base import STAGES
 from foveate.models import answers, ledger
 from foveate.models.acting import Choices, Keeps, Methods, act, hook_of, with_cls
+from foveate.models.ask import Trace
 from foveate.models.books import Books
 from foveate.models.errors import BadInput, WrongStop
 from foveate.models.host import Score
 from foveate.models.kv import shrink
 from foveate.models.prefill import Cut, Prefill
 from foveate.models.prompt import embed_prompts, joined
-from foveate.models.visual import Riders, VisualState, groups, stack, unstack
+from foveate.models.visual import Riders, VisualState, groups, in_one, stack, unstack
 from foveate.plans.plan import Plan, keep_count
 
 ACTS = dict(zip(STAGES, ("resize", "encode", "thin", "project", "prefill", "choose_decode"), strict=True))
@@ -70,34 +71,47 @@ class Pass(Books):
             self.resize()
         if "peek" in self.states:
             return
-        tower, states = self.host.tower, [self.host.no_tokens()] * len(self.views)
-        views = [self.laid[row].views[view] for row, view in self.views]
-        for grid, members in self._grouped(lambda i: views[i].grid, [not self._blind[row] for row, _ in self.views]):
-            x = tower.embed(self.host.pixels([views[i] for i in members]), grid)
+        tower, units = self.host.tower, [u for row, view in self.views for u in self.laid[row].views[view].units]
+        live = [not self._blind[self.views[lane][0]] for lane in self.lane_of]
+        parts: list[VisualState] = [self.host.no_tokens()] * len(units)
+        for (grid, _), members in self._grouped(lambda i: (units[i].grid, units[i].pixels.ndim), live):
+            x = tower.embed(self.host.pixels([units[i] for i in members]), grid)
             group = tower.start(members, x, self._fresh(members))
-            blank = [replace(self.host.no_tokens(), cls_stays=self.host.cls_stays, renumber=False)] * len(members)
+            blank = [self._untouched()] * len(members)
             seen = unstack(tower.tokens(group.x[:, tower.first :], grid), group.riders, "peek", blank)
-            for number, (lane, state) in enumerate(zip(members, seen, strict=True)):
-                self.traces[lane], states[lane] = (group, number), state
-                paid = self.ledger[self.views[lane][0]]
+            for number, (unit, state) in enumerate(zip(members, seen, strict=True)):
+                self.traces[unit], parts[unit] = (group, number), state
+                paid = self.ledger[self.views[self.lane_of[unit]][0]]
                 ledger.charge_embed(paid, self.host.shape, state.n)
                 ledger.charge_attention(paid, self.host.shape, state.n, 0, grid)
-        self.states["peek"], self._peeked = states, list(self.traces)
+        self.states["peek"], self._peeked = self._in_views(parts), list(self.traces)
 
-    def _fresh(self, lanes: Sequence[int]) -> Riders:
-        """Riders of views of equal grid that nothing has touched."""
-        at, device = self.at(lanes), self.host.device
-        first = self.laid[at[0][0]].views[at[0][1]]
-        index = torch.arange(first.n, device=device).expand(len(at), -1)
-        place = np.stack([self.laid[row].places[view] for row, view in at])
+    def _untouched(self) -> VisualState:
+        """What a view's state is made from."""
+        return replace(self.host.no_tokens(), cls_stays=self.host.cls_stays, renumber=False)
+
+    def _in_views(self, parts: Sequence[VisualState]) -> list[VisualState]:
+        """Each view's state from those of its units."""
+        laid = [self.laid[row].views[view] for row, view in self.views]
+        return [in_one([parts[u] for u in units], view.grid) for units, view in zip(self.units, laid, strict=True)]
+
+    def _fresh(self, units: Sequence[int]) -> Riders:
+        """Riders of units of equal grid that nothing has touched."""
+        device, place = self.host.device, []
+        for unit in units:
+            lane = self.lane_of[unit]
+            row, view = self.views[lane]
+            (_, h, w), frame = self.laid[row].views[view].grid, unit - self.units[lane][0]
+            place.append(self.laid[row].places[view][frame * h * w : (frame + 1) * h * w])
+        index = torch.arange(h * w, device=device).expand(len(units), -1)
         return Riders(
-            size=torch.ones(len(at), first.n, device=device),
+            size=torch.ones(len(units), h * w, device=device),
             position=index,
             origin=index,
-            place=torch.from_numpy(place).to(device),
+            place=torch.from_numpy(np.stack(place)).to(device),
             rank=index,
-            seed=torch.tensor(self._seeds(lanes), device=device),
-            grid=first.grid,
+            seed=torch.tensor(self._unit_seeds(units), device=device),
+            grid=(1, h, w),
         )
 
     @_graded
@@ -105,34 +119,43 @@ class Pass(Books):
         """Stage `encoder`: the tower, with reductions inside its blocks."""
         self._reach("encoder")
         self.peek_encoder()
-        tower, states = self.host.tower, list(self.states["peek"])
+        tower, parts = self.host.tower, [self.host.no_tokens()] * len(self.lane_of)
         choices, traces = self._choices("encoder", compressor, keep), list(self.traces)
-        key = self._key(choices, states)
-        for (method, count, *_), members in self._grouped(lambda i: (*key(i), id(traces[i][0])), [s.n for s in states]):
+        for (method, count, _), members in self._grouped(lambda i: self._inside(choices, traces[i], i), traces):
             start = traces[members[0]][0]
             index = torch.tensor([traces[i][1] for i in members], device=start.x.device)
             group = start.at(index, start.x[index], start.riders.at(index))
             group.views = members
             sites, grid = self.host.sites("encoder", method, group.riders.n, count), start.riders.grid
             for done in tower.run(group, method, sites, self.ask.in_block(method)):
-                for row, _ in self.at(done.views):
+                for row, _ in self.at(self.lanes_at(done.views)):
                     ledger.charge_tower(self.ledger[row], self.host.shape, done.counts, grid, method, dict(sites))
-                for part in tower.shown(done, [self._mask(lane) for lane in done.views]):
+                for part in tower.shown(done, [self._mask(unit) for unit in done.views]):
                     x, extra = tower.tokens(part.x[:, tower.first :], start.riders.grid), tower.extra(part)
-                    after = unstack(x, part.riders, "encoder", [states[lane] for lane in part.views])
-                    for number, (lane, state) in enumerate(zip(part.views, after, strict=True)):
+                    after = unstack(x, part.riders, "encoder", [self._untouched()] * len(part.views))
+                    for number, (unit, state) in enumerate(zip(part.views, after, strict=True)):
                         cls = part.x[number, 0] if tower.hands_cls else None
-                        state = replace(state, cls=cls, extra=None if extra is None else extra[number])
-                        states[lane], self.traces[lane] = state, (part, number)
-                for number, lane in enumerate(done.views):
+                        parts[unit] = replace(state, cls=cls, extra=None if extra is None else extra[number])
+                        self.traces[unit] = part, number
+                for number, unit in enumerate(done.views):
+                    lane = self.lane_of[unit]
                     if self._is_mixed(lane) and choices[self.views[lane][0]][0] is None:
-                        states[lane] = replace(states[lane], rest=done.x[number, tower.first :])
-        self._finish("encoder", states=states)
+                        parts[unit] = replace(parts[unit], rest=done.x[number, tower.first :])
+        self._finish("encoder", states=self._in_views(parts))
 
-    def _mask(self, lane: int) -> np.ndarray | None:
-        """(n,) bool, which tokens of an untouched view the prompt shows; None = all."""
+    def _inside(self, choices: Choices, trace: Trace, unit: int) -> tuple[Hashable, ...]:
+        """What units of one call of the tower share: (method, count, group). Removing nothing is no method."""
+        (method, ratio), group = choices[self.views[self.lane_of[unit]][0]], trace[0]
+        count = keep_count(group.riders.n, ratio)
+        return (method, count, id(group)) if count < group.riders.n else (None, group.riders.n, id(group))
+
+    def _mask(self, unit: int) -> np.ndarray | None:
+        """(n,) bool, which tokens of an untouched unit the prompt shows; None = all."""
+        lane = self.lane_of[unit]
         row, view = self.views[lane]
-        return self.laid[row].entries[view] >= 0 if self.laid[row].shape.shown else None
+        if not self.laid[row].shape.shown:
+            return None
+        return np.split(self.laid[row].entries[view] >= 0, len(self.units[lane]))[unit - self.units[lane][0]]
 
     def _is_mixed(self, lane: int) -> bool:
         """Whether entries of a view's picture hold mixtures of its tokens."""

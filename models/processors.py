@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import transformers
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedConfig, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers.video_processing_utils import BaseVideoProcessor
 
 IN_PARTS = ("smolvlm",)
 """Model types whose processor class wants its video part (and a library that spells numbers) even for pictures."""
@@ -21,11 +22,13 @@ class Parts:
     Attributes:
         image_processor, tokenizer: as transformers loads them.
         chat_template: Jinja source; None = the model brings none.
+        video_settings: what the model's folder says of its video processor.
     """
 
     image_processor: Any
     tokenizer: Any
     chat_template: str | None
+    video_settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, source: str) -> Parts:
@@ -35,7 +38,8 @@ class Parts:
         template = settings.get("chat_template") or tokenizer.chat_template
         if isinstance(template, Mapping):  # named templates
             template = template.get("default")
-        return cls(AutoImageProcessor.from_pretrained(source, backend="pil"), tokenizer, template)
+        images = AutoImageProcessor.from_pretrained(source, backend="pil")
+        return cls(images, tokenizer, template, _video_settings(source))
 
     def apply_chat_template(
         self, talk: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False, tokenize: bool = False
@@ -68,4 +72,32 @@ def load_processor(source: str, config: PreTrainedConfig) -> Any:
         return Parts.load(source)
     parts = [part for part in whole.get_attributes() if part != "video_processor"]
     still = type(whole.__name__, (whole,), {"get_attributes": classmethod(lambda cls: parts)})
-    return still.from_pretrained(source)
+    processor = still.from_pretrained(source)
+    processor.video_settings = _video_settings(source)
+    return processor
+
+
+def _video_settings(source: str) -> dict[str, Any]:
+    """What a folder or hub id says of its video processor; nothing where it says nothing."""
+    try:
+        return BaseVideoProcessor.get_video_processor_dict(source)[0]
+    except (OSError, ValueError, ImportError):
+        return {}
+
+
+def video_settings(processor: Any, usual: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a video processor, loaded or not.
+
+    Args:
+        processor: as `load_processor` gives it.
+        usual: name -> value where nothing is said.
+    """
+    own, said = getattr(processor, "video_processor", None), getattr(processor, "video_settings", {})
+    found = {name: getattr(own, name, None) if own is not None else said.get(name) for name in usual}
+    found = {name: usual[name] if value is None else value for name, value in found.items()}
+    pixels = {
+        "shortest_edge": said.get("min_pixels"),
+        "longest_edge": said.get("max_pixels"),
+    }  # as they were once named
+    found["size"] = dict(found["size"]) | {edge: value for edge, value in pixels.items() if value is not None}
+    return found

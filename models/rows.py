@@ -14,17 +14,45 @@ TEXT, CLS, NEWLINE = -1, -2, -3
 """Positions of prompt entries that show no visual token: words and markers; an encoder's CLS; a family's newline."""
 
 
-@dataclass(frozen=True, eq=False)
-class View:
-    """What the tower encodes as one unit: a picture, or a tile of one.
+@dataclass(frozen=True)
+class Film:
+    """When the frames of a video are shown.
 
     Attributes:
-        pixels: (H, W, 3) uint8, framed as the family's image processor does it, before normalisation.
+        seconds: of each frame that is shown, ascending.
+        duration: of the whole video.
+    """
+
+    seconds: tuple[float, ...]
+    duration: float
+
+    @property
+    def rate(self) -> float:
+        """Frames shown for each second of the video."""
+        return len(self.seconds) / self.duration
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What methods see as one up to the projector: a picture, a tile of one, or a video.
+
+    Attributes:
+        pixels: (H, W, 3) uint8, framed as the family's image processor does it, before normalisation; of a video
+            (F, H, W, 3), F a multiple of the frames of its grid.
         grid: of its tokens when nothing is compressed.
     """
 
     pixels: np.ndarray
     grid: Grid
+
+    @property
+    def units(self) -> tuple[View, ...]:
+        """What the tower encodes by itself: each frame of its grid."""
+        if self.pixels.ndim == 3:
+            return (self,)
+        each = len(self.pixels) // self.grid[0]
+        frames = self.pixels.reshape(self.grid[0], each, *self.pixels.shape[1:])
+        return tuple(View(frame[0] if each == 1 else frame, (1, *self.grid[1:])) for frame in frames)
 
     @property
     def n(self) -> int:
@@ -34,7 +62,7 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Framed:
-    """One picture as its family presents it, and what stands in the prompt in place of its marker.
+    """One picture or video as its family presents it, and what stands in the prompt in place of its marker.
 
     Attributes:
         views: one or more.
@@ -43,7 +71,8 @@ class Framed:
         position: (k,) flat index into that view's grid; `TEXT`, `CLS` (of the view named) or `NEWLINE` else.
         size: (height, width) of the picture as it was given.
         layout: what else the family needs to lay the picture out at other grids, where that tells costs apart.
-        mixed: behind the projector, entries hold mixtures of the tokens of several views (see `Host.mixed`).
+        mixed: behind the projector, entries hold mixtures of the tokens of its views (see `Host.mixed`).
+        film: of a video: when its frames are shown; None = a picture.
     """
 
     views: tuple[View, ...]
@@ -53,6 +82,12 @@ class Framed:
     size: tuple[int, int]
     layout: Hashable | None = None
     mixed: bool = False
+    film: Film | None = None
+
+    @property
+    def kind(self) -> str:
+        """What its chat template calls it: "image" or "video"."""
+        return "image" if self.film is None else "video"
 
 
 @dataclass(frozen=True)
@@ -77,6 +112,11 @@ class PromptShape:
     mixed: tuple[bool, ...] = ()
     layouts: tuple[Hashable, ...] = ()
     phrases: tuple[int, ...] | None = None
+
+    @property
+    def frames(self) -> int:
+        """Frames of the view that has fewest: above 1 where all are videos."""
+        return min((t for t, _, _ in self.grids), default=1)
 
     @property
     def n_tokens(self) -> int:

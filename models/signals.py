@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.compressors.base import Compressor, Grid
-from foveate.compressors.signals import FEATURE_LAYER, Signal
+from foveate.compressors.signals import FEATURE_LAYER, VECTORS, Signal
 from foveate.models.ledger import query_rows_of
 from foveate.models.tower import BlockInput, Tower
 
@@ -82,6 +82,15 @@ def _attention(tower: Tower, layer: int, q: Tensor, k: Tensor, bias: Tensor | No
     if windows is not None:
         logits = logits.masked_fill(windows[first : first + q.shape[2], None] != windows[None], float("-inf"))
     return logits.softmax(-1)
+
+
+def of_frames(kind: str, parts: Sequence[Tensor]) -> Tensor:
+    """A signal of a video from those of its frames, each without a batch axis; of a picture its own."""
+    if len(parts) == 1:
+        return parts[0]
+    if kind == "attention_map":
+        return torch.block_diag(*parts)
+    return torch.cat(list(parts), dim=0 if kind in VECTORS else -1)
 
 
 def without_cls(kind: str, value: Tensor, first: int) -> tuple[Tensor, Tensor]:

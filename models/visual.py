@@ -36,7 +36,7 @@ class VisualState:
         grid: (T, H, W) that `position` refers to.
         whole: the tokens are that grid, complete and in order.
         stage: after which stage.
-        cls: (D,) the encoder's CLS, where it is still at hand.
+        cls: (D,) the encoder's CLS, where it is still at hand; a video has none.
         cls_stays: CLS is part of what the decoder reads ("full" feature selection); protected, never counted.
         renumber: a method wants the prompt's position ids without gaps.
         extra: (n, L, D) features that ride along to the decoder's first L layers, or None.
@@ -276,6 +276,36 @@ def stack(states: Sequence[VisualState], seeds: Sequence[int]) -> tuple[Tensor, 
         whole=first.whole,
     )
     return x, riders
+
+
+def in_one(parts: Sequence[VisualState], grid: Grid) -> VisualState:
+    """A video's state from those of its frames, in order; of a picture its own. No CLS speaks for all frames.
+
+    Args:
+        parts: of one frame or more.
+        grid: of the view when nothing is compressed.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    cells, n = parts[0].grid, grid[1] * grid[2]
+    alike = all(part.grid == cells for part in parts)
+    position, origin = [], []
+    for frame, part in enumerate(parts):  # frames of unlike grids: places in the view's own
+        place = part.position + frame * cells[1] * cells[2] if alike else part.origin + frame * n
+        position.append(torch.where(part.position < 0, -1, place))
+        origin.append(part.origin + frame * n)
+    more = {"extra": [part.extra for part in parts], "rest": [part.rest for part in parts]}
+    return replace(
+        parts[0],
+        **{name: torch.cat([getattr(part, name) for part in parts]) for name in ("x", "size", "place")},
+        **{name: None if any(v is None for v in each) else torch.cat(each) for name, each in more.items()},
+        position=torch.cat(position),
+        origin=torch.cat(origin),
+        grid=(grid[0], *cells[1:]) if alike else grid,
+        whole=alike and all(part.whole for part in parts),
+        cls=None,
+        renumber=any(part.renumber for part in parts),
+    )
 
 
 def unstack(x: Tensor, riders: Riders, stage: str, like: Sequence[VisualState]) -> list[VisualState]:

@@ -98,7 +98,7 @@ def tensors(host: Host, rows: Sequence[Row]) -> dict[str, Tensor]:
     """What the model's own `generate` takes for rows, left-padded; pixels in the model's dtype."""
     ids, mask = _left_padded([row.ids.tolist() for row in rows], host.inputs.tokenizer.pad_token_id or 0, host.device)
     made = {name: value.to(host.device) for name, value in host.inputs.tensors(host.inputs).of(rows, ids).items()}
-    made["pixel_values"] = made["pixel_values"].to(host.dtype)
+    made = {name: value.to(host.dtype) if name.startswith("pixel_values") else value for name, value in made.items()}
     return {"input_ids": ids, "attention_mask": mask, **made}
 
 

@@ -22,7 +22,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image
 
-from foveate.tasks.base import TaskDataError
+from foveate.tasks.clip import Clip, VideoError
 from foveate.tasks.images import MAX_PIXELS
 
 FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "ivf", "h264", "hevc", "gif")
@@ -37,27 +37,6 @@ MAX_CLIP_PIXELS = 256_000_000
 """More pixels than this, over all frames of a clip (768 MB), are refused before they are decoded."""
 
 SLACK = 1e-3  # seconds: containers round times to milliseconds
-
-
-class VideoError(TaskDataError):
-    """A video file that cannot be used: one line with its path and the reason."""
-
-
-@dataclass(frozen=True, eq=False)
-class Clip:
-    """Some frames of a video.
-
-    Attributes:
-        frames: (T, H, W, 3) uint8, RGB, turned as the file says.
-        seconds: (T,) float64, when each is shown, ascending; the video's first frame is at 0.
-        duration: of the whole video, in seconds.
-        total: frames of the whole video.
-    """
-
-    frames: np.ndarray
-    seconds: np.ndarray
-    duration: float
-    total: int
 
 
 def frames(

@@ -15,10 +15,11 @@ from foveate.models.boxes import Box
 from foveate.models.decoder import Decoder, check_decoder
 from foveate.models.errors import BadInput, UnsupportedModel
 from foveate.models.host import Host
-from foveate.models.inputs import Framed, Inputs, Row, View, one_view, resized
+from foveate.models.inputs import Framed, Inputs, Row, View, film_of, one_view, resized
 from foveate.models.tensors import Tensors
 from foveate.models.vit import VisionTower
 from foveate.plans.cost import HostShape, ViTShape
+from foveate.tasks.clip import Clip
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 
@@ -28,7 +29,7 @@ class LlavaTensors(Tensors):
 
     def of(self, rows: Sequence[Row], ids: Tensor) -> dict[str, Tensor]:
         """See `Tensors.of`."""
-        return {"pixel_values": self.inputs.pixels([view for row in rows for view in row.views])}
+        return {"pixel_values": self.inputs.pixels([unit for row in rows for view in row.views for unit in view.units])}
 
     def pictures(self, prompts: Sequence[Sequence[int]], given: Mapping[str, Any]) -> list[list[Framed]]:
         """See `Tensors.pictures`."""
@@ -42,7 +43,7 @@ class LlavaTensors(Tensors):
 
 
 class LlavaInputs(Inputs):
-    """Pictures of one view, resized and cropped to the tower's own size.
+    """Pictures of one view, resized and cropped to the tower's own size; videos as such pictures side by side.
 
     Args:
         processor: see `Inputs`.
@@ -60,14 +61,25 @@ class LlavaInputs(Inputs):
 
     def framed(self, rgb: np.ndarray) -> Framed:
         """See `Inputs.framed`."""
+        return one_view(View(self._frame(rgb), self.grid), self.image_token_id, rgb.shape[:2], self.cls)
+
+    def _frame(self, rgb: np.ndarray) -> np.ndarray:
+        """A picture (H, W, 3) uint8 at the tower's size."""
         frame = self.processor.image_processor([rgb], do_rescale=False, do_normalize=False, return_tensors="pt")
-        pixels = frame["pixel_values"][0].permute(1, 2, 0).numpy().astype(np.uint8)
-        return one_view(View(pixels, self.grid), self.image_token_id, rgb.shape[:2], self.cls)
+        return frame["pixel_values"][0].permute(1, 2, 0).numpy().astype(np.uint8)
+
+    def filmed(self, clip: Clip) -> Framed:
+        """See `Inputs.filmed`: frames as pictures side by side. Raises: BadInput where the decoder reads CLS."""
+        if self.cls:
+            raise BadInput("a video: this model's decoder reads a CLS of each picture, a video has no place for them")
+        frames = np.stack([self._frame(frame) for frame in clip.frames])
+        view = View(frames, (len(frames), *self.grid[1:]))
+        return one_view(view, self.image_token_id, clip.frames.shape[1:3], film=film_of(clip))
 
     def refit(self, picture: Framed, grids: Sequence[Grid]) -> Framed:
         """See `Inputs.refit`."""
         view = resized(picture.views[0], grids[0], self.patch)
-        return one_view(view, self.image_token_id, picture.size, self.cls)
+        return one_view(view, self.image_token_id, picture.size, self.cls, picture.film)
 
     def boxes(self, picture: Framed) -> list[Box]:
         """See `Inputs.boxes`; a processor that crops leaves the middle."""

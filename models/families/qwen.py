@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,9 +17,11 @@ from foveate.models.decoder import BY_THREE, Decoder, check_decoder
 from foveate.models.errors import BadInput, UnsupportedModel
 from foveate.models.families.qwen_tower import QwenTower, patches_of
 from foveate.models.host import Host
-from foveate.models.inputs import Framed, Inputs, Row, View, one_view, resized
+from foveate.models.inputs import Film, Framed, Inputs, Row, View, film_of, one_view, resized, scaled
+from foveate.models.processors import video_settings
 from foveate.models.tensors import Tensors
 from foveate.plans.cost import HostShape, ViTShape
+from foveate.tasks.clip import Clip
 
 LONGEST_SIDE = 200
 """A picture's longer side may be this many times its shorter one."""
@@ -27,22 +30,35 @@ USUAL: Grid = (1, 16, 16)
 """Tokens of a picture of the usual size: about 450 to 510 pixels a side. These models take (nearly) any."""
 
 
-def framed_size(height: int, width: int, unit: int, least: int, most: int) -> tuple[int, int]:
+def framed_size(
+    height: int, width: int, unit: int, least: int, most: int, frames: int = 1, counted: int = 1
+) -> tuple[int, int]:
     """(height, width) at which a picture is shown: multiples of `unit`, `least` to `most` pixels, its shape kept.
 
+    Args:
+        height: of the picture.
+        width: of it.
+        unit: pixels along a token's side.
+        least: pixels that it has at least, or all frames of a video together.
+        most: the same at most.
+        frames: how many share them.
+        counted: the same in whole tokens: whether they are kept is asked of these.
     Raises:
         BadInput: a picture that is much longer than wide.
     """
     if max(height, width) > LONGEST_SIDE * min(height, width):
         raise BadInput(f"a picture of {height} x {width}: its sides differ by more than {LONGEST_SIDE} times")
     tall, wide = round(height / unit) * unit, round(width / unit) * unit
-    if tall * wide > most:
-        shrink = math.sqrt(height * width / most)
+    if counted * tall * wide > most:
+        shrink = math.sqrt(frames * height * width / most)
         return max(unit, int(height / shrink / unit) * unit), max(unit, int(width / shrink / unit) * unit)
-    if tall * wide < least:
-        grow = math.sqrt(least / (height * width))
+    if counted * tall * wide < least:
+        grow = math.sqrt(least / (frames * height * width))
         return math.ceil(height * grow / unit) * unit, math.ceil(width * grow / unit) * unit
     return tall, wide
+
+
+VIDEO_NAMES = ("pixel_values_videos", "video_grid_thw")
 
 
 class QwenTensors(Tensors):
@@ -52,17 +68,32 @@ class QwenTensors(Tensors):
     names = Tensors.names | {"image_grid_thw", "mm_token_type_ids"}
 
     def of(self, rows: Sequence[Row], ids: Tensor) -> dict[str, Tensor]:
-        """See `Tensors.of`."""
-        how = self.inputs.processor.image_processor
-        views, side = [view for row in rows for view in row.views], how.merge_size
-        patches = [
-            patches_of(self.inputs.pixels([view]), how.patch_size, side, how.temporal_patch_size)[0] for view in views
-        ]
-        return {
-            "pixel_values": torch.cat(patches),
-            "image_grid_thw": torch.tensor([(t, side * h, side * w) for t, h, w in (view.grid for view in views)]),
-            "mm_token_type_ids": (ids == self.token).int(),
-        }
+        """See `Tensors.of`: the same in names of their own for videos, and how many seconds a token of each spans."""
+        pictures = [picture for row in rows for picture in row.pictures]
+        still, films = ([p for p in pictures if (p.film is None) == yes] for yes in (True, False))
+        kinds = (ids == self.token).int() + 2 * (ids == self.inputs.video_token_id).int()
+        made: dict[str, Tensor] = {"mm_token_type_ids": kinds}
+        for names, each in ((("pixel_values", "image_grid_thw"), still), (VIDEO_NAMES, films)):
+            if each:
+                views = [picture.views[0] for picture in each]
+                made |= dict(
+                    zip(names, (torch.cat([self._patches(view) for view in views]), self._grids(views)), strict=True)
+                )
+        if films and self.inputs.pace:
+            spans = [self.inputs.together / film.film.rate for film in films]
+            made["second_per_grid_ts"] = torch.tensor(spans, dtype=torch.float64)
+        return made
+
+    def _patches(self, view: View) -> Tensor:
+        """(patches, values) of a view."""
+        how, units = self.inputs.processor.image_processor, view.units
+        pixels = self.inputs.pixels(units)
+        return patches_of(pixels, how.patch_size, how.merge_size, how.temporal_patch_size).flatten(0, 1)
+
+    def _grids(self, views: Sequence[View]) -> Tensor:
+        """(views, 3) of patches."""
+        side = self.inputs.processor.image_processor.merge_size
+        return torch.tensor([(t, side * h, side * w) for t, h, w in (view.grid for view in views)])
 
     def pictures(self, prompts: Sequence[Sequence[int]], given: Mapping[str, Any]) -> list[list[Framed]]:
         """See `Tensors.pictures`."""
@@ -97,61 +128,100 @@ class QwenInputs(Inputs):
     Args:
         processor: see `Inputs`.
         image_token_id: see `Inputs`.
-        video_token_id: refused in questions, as it would be read as one more picture.
+        video_token_id: see `Inputs`.
         unit: pixels along a token's side.
+        together: frames of a video that one token spans.
+        pace: how far the time of a video's token moves on with each second; 0 = its words tell the time.
+
+    Attributes:
+        usual_video: settings of the video processor where nothing is said.
     """
 
     tensors = QwenTensors
+    usual_video: ClassVar[Mapping[str, Any]] = {
+        "size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28},
+        "resample": Image.Resampling.BICUBIC,
+    }
 
-    def __init__(self, processor: Any, image_token_id: int, video_token_id: int, unit: int) -> None:
-        super().__init__(processor, image_token_id)
-        self.unit, self.video_token = unit, self.tokenizer.convert_ids_to_tokens(video_token_id)
+    def __init__(
+        self, processor: Any, image_token_id: int, video_token_id: int, unit: int, together: int = 2, pace: float = 0.0
+    ) -> None:
+        super().__init__(processor, image_token_id, video_token_id)
+        self.unit, self.together, self.pace = unit, together, pace
 
     def framed(self, rgb: np.ndarray) -> Framed:
         """See `Inputs.framed`. Raises: BadInput on a shape that the model does not take."""
         frame, size = self.processor.image_processor, rgb.shape[:2]
         if frame.do_resize:
             size = framed_size(*size, self.unit, frame.size["shortest_edge"], frame.size["longest_edge"])
-            rgb = np.asarray(Image.fromarray(rgb).resize(size[::-1], frame.resample))
+            rgb = scaled(rgb, size, frame.resample)
         if size[0] % self.unit or size[1] % self.unit:
             raise BadInput(f"a picture of {size[0]} x {size[1]}: this model's are multiples of {self.unit}, unresized")
         view = View(rgb, (1, size[0] // self.unit, size[1] // self.unit))
         return one_view(view, self.image_token_id, rgb.shape[:2])
 
+    def filmed(self, clip: Clip) -> Framed:
+        """See `Inputs.filmed`: the last frame is repeated until tokens span whole ones. Raises: BadInput on a shape."""
+        size = self.frame_size(len(clip.frames), *clip.frames.shape[1:3])
+        frames = scaled(clip.frames, size, self.video_settings["resample"])
+        frames = np.concatenate([frames, frames[-1:].repeat(-len(frames) % self.together, axis=0)])
+        grid = (len(frames) // self.together, size[0] // self.unit, size[1] // self.unit)
+        return self.told(View(frames, grid), clip.frames.shape[1:3], film_of(clip))
+
+    def frame_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
+        """(height, width) at which the frames of a video are shown. Raises: BadInput."""
+        return framed_size(height, width, self.unit, *self.bounds)
+
+    @cached_property
+    def video_settings(self) -> dict[str, Any]:
+        """Of the video processor."""
+        return video_settings(self.processor, self.usual_video)
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Pixels of a frame at least and at most; where a family says so, of all frames."""
+        size = self.video_settings["size"]
+        return size["shortest_edge"], size["longest_edge"]
+
+    def told(self, view: View, size: tuple[int, int], film: Film) -> Framed:
+        """A video with its prompt entries."""
+        return one_view(view, self.video_token_id, size, film=film)
+
     def refit(self, picture: Framed, grids: Sequence[Grid]) -> Framed:
         """See `Inputs.refit`."""
-        return one_view(resized(picture.views[0], grids[0], self.unit), self.image_token_id, picture.size)
+        view = resized(picture.views[0], grids[0], self.unit)
+        if picture.film is not None:
+            return self.told(view, picture.size, picture.film)
+        return one_view(view, self.image_token_id, picture.size)
 
     def pixels(self, views: Sequence[View]) -> Tensor:
         """See `Inputs.pixels`."""
         return self.normalised(views)
 
-    def prompt(self, question: str, number: int, pictures: int = 1) -> tuple[str, list[int]]:
-        """See `Inputs.prompt`."""
-        if isinstance(question, str) and self.video_token and self.video_token in question:
-            raise BadInput(f"question {number}: contains the video token {self.video_token!r}")
-        return super().prompt(question, number, pictures)
-
-    def places(self, ids: np.ndarray, pictures: Sequence[Framed]) -> np.ndarray:
+    def places(self, view: np.ndarray, position: np.ndarray, pictures: Sequence[Framed]) -> np.ndarray:
         """(S, 3) time, row and column of each entry.
 
-        A word has one number for all three. A picture's tokens count rows and columns from the number that the next
-        word would have had; the next word goes on behind the longer side.
+        A word has one number for all three. A picture's tokens, or those of a video between two words, count times,
+        rows and columns from the number that the next word would have had; the next word goes on behind the longer
+        side.
         """
-        shown, parts, entry, number = np.flatnonzero(ids == self.image_token_id), [], 0, 0
-        for picture in pictures:
-            view = picture.views[0]
-            words = int(shown[shown >= entry][0]) - entry
-            parts.append(_counted(number, words))
-            number += words
-            parts.append(number + np.indices(view.grid).reshape(3, -1).T)
-            number, entry = number + max(view.grid[1:]), entry + words + view.n
-        return np.concatenate([*parts, _counted(number, len(ids) - entry)]).astype(np.int64)
+        parts, number, runs = [], 0, np.flatnonzero(np.diff(view)) + 1
+        for own, at in zip(np.split(view, runs), np.split(position, runs), strict=True):
+            if own[:1] < 0 or not len(own):
+                parts.append(np.repeat(np.arange(number, number + len(own))[:, None], 3, axis=1))
+                number += len(own)
+                continue
+            picture = pictures[own[0]]
+            grid = picture.views[0].grid
+            place = np.stack(np.unravel_index(at, grid), axis=1)
+            place[:, 0] = (place[:, 0] * self.step(picture)).astype(np.int64)
+            parts.append(number + place)
+            number += max(grid[1:])
+        return np.concatenate(parts).astype(np.int64)
 
-
-def _counted(first: int, n: int) -> np.ndarray:
-    """(n, 3) of n words that are numbered from `first`."""
-    return np.repeat(np.arange(first, first + n)[:, None], 3, axis=1)
+    def step(self, picture: Framed) -> float:
+        """How far the time of a picture's tokens moves on from one frame of its grid to the next."""
+        return 0.0 if picture.film is None else self.pace * self.together / picture.film.rate
 
 
 class QwenHost(Host):
@@ -162,6 +232,7 @@ class QwenHost(Host):
 
     tower: QwenTower
     tower_class: ClassVar[type[QwenTower]]
+    inputs_class: ClassVar[type[QwenInputs]] = QwenInputs
 
     @classmethod
     def check(cls, config: Any, name: str) -> None:
@@ -184,7 +255,8 @@ class QwenHost(Host):
     def inputs_of(self, processor: Any) -> QwenInputs:
         """See `Host.inputs_of`."""
         c = self.model.config
-        return QwenInputs(processor, c.image_token_id, c.video_token_id, self.tower.patch * self.tower.side)
+        unit, pace = self.tower.patch * self.tower.side, getattr(c.vision_config, "tokens_per_second", 0.0)
+        return self.inputs_class(processor, c.image_token_id, c.video_token_id, unit, self.tower.frames, pace)
 
     def project(self, x: Tensor) -> Tensor:
         """See `Host.project`."""

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from transformers import Qwen3VLForConditionalGeneration
 
 from foveate.compressors.base import Grid
-from foveate.models.families.qwen import QwenHost
+from foveate.models.families.qwen import QwenHost, QwenInputs, framed_size
 from foveate.models.families.qwen_tower import QwenTower, in_units
+from foveate.models.inputs import Film, Framed, View, in_words
 from foveate.models.tower import EncoderGroup
 
 
@@ -60,8 +61,37 @@ def _through(merger: nn.Module, normed: Tensor) -> Tensor:
     return merger.linear_fc2(merger.act_fn(merger.linear_fc1(normed)))
 
 
+class Qwen3Inputs(QwenInputs):
+    """Videos tell the time in words: in front of the tokens of each frame of their grid. See `QwenInputs`."""
+
+    usual_video = {**QwenInputs.usual_video, "size": {"shortest_edge": 128 * 32 * 32, "longest_edge": 768 * 32 * 32}}
+
+    def frame_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
+        """See `QwenInputs.frame_size`: all frames share the pixels."""
+        grow = max(1.0, self.unit / height, self.unit / width)
+        counted = max(1, round(frames / self.together)) * self.together
+        size = (int(height * grow), int(width * grow)) if grow > 1 else (height, width)
+        return framed_size(*size, self.unit, *self.bounds, frames, counted)
+
+    def told(self, view: View, size: tuple[int, int], film: Film) -> Framed:
+        """See `QwenInputs.told`. Raises: HostError where markers and tokens do not match."""
+        seconds = [*film.seconds, *[film.seconds[-1]] * (-len(film.seconds) % self.together)]
+        times = zip(seconds[:: self.together], seconds[self.together - 1 :: self.together], strict=True)
+        start = getattr(self.tokenizer, "vision_start_token", "<|vision_start|>")
+        end = getattr(self.tokenizer, "vision_end_token", "<|vision_end|>")
+        run = f"{start}{self.video_token * (view.grid[1] * view.grid[2])}{end}"
+        text = "".join(f"<{(first + last) / 2:.1f} seconds>{run}" for first, last in times)
+        return in_words(self.tokenizer, text, self.video_token_id, view, size, film)
+
+    def step(self, picture: Framed) -> float:
+        """See `QwenInputs.step`: each frame stands between words, and is numbered as a picture."""
+        return 0.0
+
+
 class Qwen3VLHost(QwenHost):
     """An HF `Qwen3VLForConditionalGeneration`; see `Host`."""
+
+    inputs_class = Qwen3Inputs
 
     model_class = Qwen3VLForConditionalGeneration
     tower_class = Qwen3Tower

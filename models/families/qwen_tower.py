@@ -26,10 +26,18 @@ def in_units(rows: Tensor, side: int) -> Tensor:
 
 
 def patches_of(pixels: Tensor, patch: int, side: int, frames: int) -> Tensor:
-    """Pictures (B, 3, H, W) -> (B, m, 3 * frames * patch * patch): units of side x side patches in reading order.
+    """Pixels -> (B, m, 3 * frames * patch * patch): units of side x side patches in reading order.
 
-    A still picture stands in each of the tower's `frames` frames.
+    Args:
+        pixels: (B, 3, H, W) of still pictures, which stand in each of the tower's `frames` frames; or (B, frames, 3, H,
+            W).
+        patch: pixels along a patch's side.
+        side: patches along a unit's side.
+        frames: of a video that a patch spans.
     """
+    if pixels.ndim == 5:
+        split = pixels.unflatten(3, (-1, side, patch)).unflatten(-1, (-1, side, patch))  # (B, f, 3, h, s, p, w, s, p)
+        return split.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).flatten(5).flatten(1, 4)
     split = pixels.unflatten(2, (-1, side, patch)).unflatten(-1, (-1, side, patch))  # (B, 3, h, s, p, w, s, p)
     ordered = split.permute(0, 2, 5, 3, 6, 1, 4, 7)  # (B, h, w, s, s, 3, p, p)
     still = ordered.unsqueeze(6).expand(*ordered.shape[:6], frames, patch, patch)
