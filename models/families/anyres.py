@@ -224,7 +224,7 @@ class AnyResHost(Host):
         for layout in shape.layouts:
             layouts.append(replace(layout, grid=one_grid(grids[at : at + layout.n_views])))
             at += layout.n_views
-        return shape_with(shape.n_text - shape.newlines, layouts)
+        return replace(shape_with(shape.n_text - shape.newlines, layouts), phrases=shape.phrases)
 
     def mixed(self, picture: Framed, x: Sequence[Tensor]) -> list[Tensor]:
         """See `Host.mixed`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import tiny_anyres
@@ -66,7 +67,7 @@ def test_a_folder_without_weights_costs_what_the_loaded_model_forecasts(family, 
     made, row = paper_host(tmp_path), row_of(host, family, sizes)
     shape = picture_shape(made, sizes, words_of(host, sizes))
     assert (made.shape, made.grid, made.signals) == (host.shape, host.grid, host.signals)
-    assert shape == row.shape == picture_shape(host, sizes, words_of(host, sizes))
+    assert shape == replace(row.shape, phrases=None) == picture_shape(host, sizes, words_of(host, sizes))
     for plan in PLANS:
         assert made.forecast(plan, shape, 3, 2) == host.forecast(plan, row.shape, 3, 2), plan.label()
     assert made.prompt_shape(9) == host.prompt_shape(9)
@@ -83,7 +84,7 @@ def test_no_tokenizer_is_needed(family, folder, host, sizes, tmp_path):
     if family in (SMOLVLM, IDEFICS3):  # how they spell "\n\n", and Idefics3 its markers, is the tokenizer's business
         assert abs(shape.n_text - row.shape.n_text) <= 12 * len(shape.grids)
     else:
-        assert shape == row.shape
+        assert shape == replace(row.shape, phrases=None)
 
 
 def test_every_family_has_published_settings():

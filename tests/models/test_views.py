@@ -1,6 +1,6 @@
 """Rows of several pictures and views: the model's own answers when uncompressed, and what compression keeps."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -189,7 +189,8 @@ def test_views_and_newlines_stand_where_the_prompt_has_them(lined, tiny, picture
     p = lined.open([[tiny.picture(s) for s in range(pictures)]], ["left ?"])
     p.prefill()
     row = p.rows[0]
-    assert row.shape == PromptShape(len(row.ids) - 22 * pictures, LinedInputs.grids * pictures, newlines=6 * pictures)
+    wanted = PromptShape(len(row.ids) - 22 * pictures, LinedInputs.grids * pictures, newlines=6 * pictures)
+    assert row.shape == replace(wanted, phrases=row.phrases) and row.phrases == lined.text.phrase_tokens("left ?")
     with torch.no_grad():
         wanted = lined.model(inputs_embeds=entries_of(lined, p)[None]).logits[0, -1]
     assert torch.allclose(p.logits[0], wanted, atol=1e-5)
