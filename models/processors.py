@@ -95,9 +95,7 @@ def video_settings(processor: Any, usual: Mapping[str, Any]) -> dict[str, Any]:
     own, said = getattr(processor, "video_processor", None), getattr(processor, "video_settings", {})
     found = {name: getattr(own, name, None) if own is not None else said.get(name) for name in usual}
     found = {name: usual[name] if value is None else value for name, value in found.items()}
-    pixels = {
-        "shortest_edge": said.get("min_pixels"),
-        "longest_edge": said.get("max_pixels"),
-    }  # as they were once named
-    found["size"] = dict(found["size"]) | {edge: value for edge, value in pixels.items() if value is not None}
+    if "size" in found:  # its bounds once had names of their own
+        pixels = {"shortest_edge": said.get("min_pixels"), "longest_edge": said.get("max_pixels")}
+        found["size"] = dict(found["size"]) | {edge: value for edge, value in pixels.items() if value is not None}
     return found

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from foveate.compressors.base import Grid
@@ -20,12 +21,30 @@ from foveate.compressors.learned import Projector
 from foveate.models.boxes import WHOLE, Box, padded_to, tiles
 from foveate.models.decoder import Decoder
 from foveate.models.errors import BadInput, HostError, UnsupportedModel
-from foveate.models.families.layout import Layout, Size, best_resolution
+from foveate.models.families.layout import FilmLayout, Layout, Size, best_resolution
 from foveate.models.families.llava import check_parts, shape_of, two_matrices
 from foveate.models.host import Host
-from foveate.models.inputs import Framed, Inputs, Pictures, PromptShape, Row, View, as_rgb, resized
+from foveate.models.inputs import (
+    Film,
+    Framed,
+    Inputs,
+    Pictures,
+    PromptShape,
+    Row,
+    View,
+    as_shown,
+    film_of,
+    kinds_of,
+    resized,
+    scaled,
+)
+from foveate.models.processors import video_settings
 from foveate.models.tensors import Tensors, apart
 from foveate.models.vit import VisionTower
+from foveate.tasks.clip import Clip
+
+VIDEO = {"resample": Image.Resampling.BICUBIC}
+"""What a video processor says where there is none: the filter."""
 
 
 class AnyResTensors(Tensors):
@@ -39,15 +58,18 @@ class AnyResTensors(Tensors):
 
     def of(self, rows: Sequence[Row], ids: Tensor) -> dict[str, Tensor]:
         """See `Tensors.of`."""
-        pictures = [picture for row in rows for picture in row.pictures]
-        made = {
-            "pixel_values": apart([list(self.inputs.pixels(picture.views)) for picture in pictures]),
-            "image_sizes": torch.tensor([picture.size for picture in pictures]),
-        }
+        stills = [[picture for picture in row.pictures if picture.film is None] for row in rows]
+        films = [picture.views[0] for row in rows for picture in row.pictures if picture.film is not None]
+        pictures, made = [picture for each in stills for picture in each], {}
+        if films:
+            made["pixel_values_videos"] = apart([list(self.inputs.pixels(film.units)) for film in films])
+        if not pictures:
+            return made
+        made["pixel_values"] = apart([list(self.inputs.pixels(picture.views)) for picture in pictures])
+        made["image_sizes"] = torch.tensor([picture.size for picture in pictures])
         if not self.inputs.nested:
             return made
-        together = [row.pictures if len(row.pictures[0].views) == 1 else () for row in rows]
-        counts = [[len(each)] if each else [1] * len(row.pictures) for each, row in zip(together, rows, strict=True)]
+        counts = [[len(each)] if each and len(each[0].views) == 1 else [1] * len(each) for each in stills]
         return made | {"batch_num_images": torch.tensor([n for each in counts for n in each])}
 
     def pictures(self, prompts: Sequence[Sequence[int]], given: Mapping[str, Any]) -> list[list[Framed]]:
@@ -81,6 +103,7 @@ class AnyResInputs(Inputs):
         pinpoints: (height, width) of the resolutions that the model knows.
         most_tiles: as in `Layout`.
         nested: several pictures of a row are put to the image processor together, and then not cut into tiles.
+        video_token_id: as in `Inputs`; None = videos are not taken.
     Raises:
         UnsupportedModel: processor and model disagree about tiles, or the resolutions are no whole tiles.
     """
@@ -96,8 +119,9 @@ class AnyResInputs(Inputs):
         pinpoints: Sequence[Sequence[int]],
         most_tiles: int | None = None,
         nested: bool = False,
+        video_token_id: int | None = None,
     ) -> None:
-        super().__init__(processor, image_token_id)
+        super().__init__(processor, image_token_id, video_token_id)
         self.side, self.patch, self.most_tiles, self.nested = side, patch, most_tiles, nested
         self.pinpoints = [(int(h), int(w)) for h, w in pinpoints]
         self.grid: Grid = (1, side // patch, side // patch)
@@ -116,12 +140,14 @@ class AnyResInputs(Inputs):
     def row(self, image: Pictures, question: str, number: int) -> Row:
         """See `Inputs.row`."""
         each = list(image) if isinstance(image, (list, tuple)) else [image]
-        if not self.nested or len(each) < 2:
-            return super().row(image, question, number)
-        prompt, ids = self.prompt(question, number, len(each))
-        pictures = [as_rgb(one, number) for one in each]
+        shown = [as_shown(one, number) for one in each]
+        stills = [one for one in shown if not isinstance(one, Clip)]
+        if not self.nested or len(stills) < 2:
+            return super().row(shown, question, number)
+        prompt, ids = self.prompt(question, number, kinds_of(shown))
+        cut = iter(self._cut([stills]))
         made = [
-            self.entries(views[:1], one.shape[:2]) for views, one in zip(self._cut([pictures]), pictures, strict=True)
+            self.filmed(one) if isinstance(one, Clip) else self.entries(next(cut)[:1], one.shape[:2]) for one in shown
         ]
         return self.laid(made, question, prompt, ids)
 
@@ -130,9 +156,25 @@ class AnyResInputs(Inputs):
         rows, columns = self.tiles(rgb.shape[:2])
         return self.entries(self._cut([rgb])[0][: 1 + rows * columns], rgb.shape[:2])
 
+    def filmed(self, clip: Clip) -> Framed:
+        """See `Inputs.filmed`: each frame squeezed to a tile."""
+        if self.video_token_id == self.image_token_id:
+            return super().filmed(clip)
+        frames = scaled(clip.frames, (self.side, self.side), video_settings(self.processor, VIDEO)["resample"])
+        return self.told(View(frames, (len(frames), *self.grid[1:])), clip.frames.shape[1:3], film_of(clip))
+
+    def told(self, view: View, size: Size, film: Film) -> Framed:
+        """A video with its prompt entries."""
+        layout = FilmLayout(view.grid)
+        shown, position = layout.entries()
+        ids = (self.video_token_id,) * len(shown)
+        return Framed((view,), ids, shown, position, size, layout, layout.is_shrunk, film)
+
     def refit(self, picture: Framed, grids: Sequence[Grid]) -> Framed:
         """See `Inputs.refit`; see `one_grid`."""
         grid = one_grid(grids)
+        if picture.film is not None:
+            return self.told(resized(picture.views[0], grid, self.patch), picture.size, picture.film)
         return self.entries([resized(view, grid, self.patch) for view in picture.views], picture.size)
 
     def boxes(self, picture: Framed) -> list[Box]:
@@ -196,8 +238,8 @@ class AnyResHost(Host):
         """The family's inputs, see `AnyResInputs`."""
         c = self.model.config
         side, patch = c.vision_config.image_size, self.tower.patch
-        pinpoints = c.image_grid_pinpoints
-        return AnyResInputs(processor, c.image_token_index, side, patch, pinpoints, self.most_tiles, nested)
+        pinpoints, films = c.image_grid_pinpoints, getattr(c, "video_token_index", None) if nested else None
+        return AnyResInputs(processor, c.image_token_index, side, patch, pinpoints, self.most_tiles, nested, films)
 
     def project(self, x: Tensor) -> Tensor:
         """See `Host.project`."""
@@ -228,6 +270,8 @@ class AnyResHost(Host):
 
     def mixed(self, picture: Framed, x: Sequence[Tensor]) -> list[Tensor]:
         """See `Host.mixed`."""
+        if picture.film is not None:
+            return picture.layout.mixed(torch.stack(list(x)))
         return [x[0], *picture.layout.mixed(torch.stack(list(x[1:])))]
 
 

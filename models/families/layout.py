@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch.nn.functional as F
@@ -153,3 +154,43 @@ class Layout:
         small = F.interpolate(part[None], self.out, mode="bilinear")[0]
         down, across = self.counts
         return [piece.flatten(1).T for band in small.split(down, dim=1) for piece in band.split(across, dim=2)]
+
+
+@dataclass(frozen=True)
+class FilmLayout:
+    """How a video reaches the prompt: the map of each frame at half its sides, bilinearly, and one newline behind all.
+
+    Attributes:
+        grid: of its tokens.
+    """
+
+    grid: Grid
+    n_views: ClassVar[int] = 1
+    newlines: ClassVar[int] = 1
+
+    @property
+    def out(self) -> Size:
+        """Rows and columns of a frame that the prompt shows."""
+        return math.ceil(self.grid[1] / 2), math.ceil(self.grid[2] / 2)
+
+    @property
+    def is_shrunk(self) -> bool:
+        """Whether entries are mixtures of tokens."""
+        return self.out != self.grid[1:]
+
+    def entries(self) -> tuple[np.ndarray, np.ndarray]:
+        """See `Layout.entries`."""
+        (t, h, w), (rows, columns) = self.grid, self.out
+        row = ((2 * np.arange(rows) + 1) * h) // (2 * rows)
+        column = ((2 * np.arange(columns) + 1) * w) // (2 * columns)
+        position = (np.arange(t)[:, None, None] * h + row[:, None]) * w + column
+        return np.append(np.zeros(position.size, np.int64), -1), np.append(position, NEWLINE)
+
+    def shown(self) -> tuple[Grid, ...]:
+        """See `Layout.shown`."""
+        return ((self.grid[0], *self.out),)
+
+    def mixed(self, x: Tensor) -> list[Tensor]:
+        """What the entries hold: all tokens (1, n, D) -> (shown, D)."""
+        maps = x[0].unflatten(0, self.grid).permute(0, 3, 1, 2)
+        return [F.interpolate(maps, self.out, mode="bilinear").flatten(2).transpose(1, 2).flatten(0, 1)]

@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: tiles and a view of all through a SigLIP tower, an MLP projector, a Qwen2 decoder. Pictures only."""
+"""LLaVA-OneVision: tiles and a view of all through a SigLIP tower, an MLP projector, a Qwen2 decoder; videos pooled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ class LlavaOnevisionHost(AnyResHost):
 
     The one picture of a row is cut into tiles as with LLaVA-NeXT. Of several pictures each is one view, padded to a
     square, with one newline behind it: so the model was trained, and so its processor does where the pictures of a
-    prompt come as one list (`apply_chat_template` does that; a flat list of pictures would be tiled).
+    prompt come as one list (`apply_chat_template` does that; a flat list of pictures would be tiled). The frames of a
+    video are single views whose maps are pooled to half their sides behind the projector, and one newline stands
+    behind them all; as with a shrunk map, methods that act before see, and the prompt then shows, single tokens.
     """
 
     model_class = LlavaOnevisionForConditionalGeneration

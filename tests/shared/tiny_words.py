@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerFast
 SPECIALS = ("<pad>", "<s>", "<unk>", "</s>")
 WORDS = "USER : ASSISTANT what is the colour of this thing there red green blue left right one two three ?".split()
 CHAT = (
-    "{% for m in messages %}USER : {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> {% else %}"
-    "{{ c['text'] }}{% endif %}{% endfor %} ASSISTANT :{% endfor %}"
+    "{% for m in messages %}USER : {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> "
+    "{% elif c['type'] == 'video' %}<video> {% else %}{{ c['text'] }}{% endif %}{% endfor %} ASSISTANT :{% endfor %}"
 )
 QUESTIONS = ["what is this ?", "what is the colour of this thing there ?", "left ?", "is the thing red or blue ?"]
 
