@@ -97,9 +97,11 @@ class Inputs(ABC):
 
     Attributes:
         beside: the text tower beside the model, which tells what a question's phrases cost.
+        video_text: what a chat template writes for a video where no token of its own marks one.
     """
 
     beside: TextTower | None = None
+    video_text: str | None = None
 
     def __init__(self, processor: Any, image_token_id: int, video_token_id: int | None = None) -> None:
         self.processor, self.tokenizer = processor, processor.tokenizer
@@ -214,12 +216,13 @@ class Inputs(ABC):
         """
         if not isinstance(question, str):
             raise BadInput(f"question {number}: needs a string, got {type(question).__name__}")
-        for kind, token in (("image", self.image_token), ("video", self.video_token)):
+        for kind, token in (("image", self.image_token), ("video", self.video_text or self.video_token)):
             if token in question:
                 raise BadInput(f"question {number}: contains the {kind} token {token!r}")
         kinds = ["image"] * pictures if isinstance(pictures, int) else list(pictures)
         token_of = {"image": self.image_token_id, "video": self.video_token_id}
-        if self.video_token_id == self.image_token_id:
+        alike = self.video_token_id == self.image_token_id
+        if alike and self.video_text is None:
             kinds = ["image"] * len(kinds)
         if getattr(self.processor, "chat_template", None):
             content = [*({"type": kind} for kind in kinds), {"type": "text", "text": question}]
@@ -228,6 +231,8 @@ class Inputs(ABC):
         else:
             shown = "".join(self.image_token if kind == "image" else self.video_token for kind in kinds)
             text = PLAIN_PROMPT.format(image=shown, question=question)
+        if alike and "video" in kinds:
+            text, kinds = text.replace(self.video_text, self.image_token), ["image"] * len(kinds)
         ids = self.ids(text)
         if [token for token in ids if token in token_of.values()] != [token_of[kind] for kind in kinds]:
             for kind, token in token_of.items():

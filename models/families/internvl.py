@@ -14,7 +14,7 @@ from foveate.compressors.base import Grid
 from foveate.models.decoder import Decoder, check_decoder
 from foveate.models.errors import BadInput, UnsupportedModel
 from foveate.models.families.shuffle import ShuffleHost, TiledInputs, folded, in_units, shape_of
-from foveate.models.inputs import Framed, Row
+from foveate.models.inputs import Film, Framed, Row
 from foveate.models.tensors import Tensors, runs
 from foveate.models.tower import Tower
 
@@ -100,7 +100,7 @@ class InternVLTensors(Tensors):
 
     def of(self, rows: Sequence[Row], ids: Tensor) -> dict[str, Tensor]:
         """See `Tensors.of`."""
-        return {"pixel_values": self.inputs.pixels([view for row in rows for view in row.views])}
+        return {"pixel_values": self.inputs.pixels([unit for row in rows for view in row.views for unit in view.units])}
 
     def pictures(self, prompts: Sequence[Sequence[int]], given: Mapping[str, Any]) -> list[list[Framed]]:
         """See `Tensors.pictures`; a picture's own size is not known."""
@@ -129,8 +129,15 @@ class InternVLInputs(TiledInputs):
 
     def __init__(self, processor: Any, image_token_id: int, side: int, patch: int) -> None:
         size = processor.image_processor.size
-        super().__init__(processor, image_token_id, (size["height"], size["width"]), side, patch)
-        self.start, self.end = processor.tokenizer.start_image_token, processor.tokenizer.end_image_token
+        words = processor.tokenizer
+        video = getattr(words, "video_token", None) or "<video>"
+        super().__init__(processor, image_token_id, (size["height"], size["width"]), side, patch, video)
+        self.start, self.end = words.start_image_token, words.end_image_token
+
+    def film_text(self, film: Film, run: str) -> str:
+        """See `TiledInputs.film_text`: frames by number."""
+        frames = range(1, len(film.seconds) + 1)
+        return "\n".join(f"Frame{frame}: {self.start}{run}{self.end}" for frame in frames)
 
     def cut(self, rgb: np.ndarray) -> tuple[list[np.ndarray], str]:
         """See `TiledInputs.cut`."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from foveate.compressors.base import Grid
@@ -14,9 +15,22 @@ from foveate.models.boxes import WHOLE, Box, tiles
 from foveate.models.decoder import Decoder
 from foveate.models.errors import HostError, UnsupportedModel
 from foveate.models.host import Host
-from foveate.models.inputs import TEXT, Framed, Inputs, PromptShape, View, resized
+from foveate.models.inputs import (
+    TEXT,
+    Film,
+    Framed,
+    Inputs,
+    PromptShape,
+    View,
+    film_of,
+    in_words,
+    resized,
+    scaled,
+)
+from foveate.models.processors import video_settings
 from foveate.models.tower import Tower
 from foveate.plans.cost import HostShape, ViTShape
+from foveate.tasks.clip import Clip
 
 
 def in_units(x: Tensor, grid: Grid, side: int) -> Tensor:
@@ -51,14 +65,28 @@ class TiledInputs(Inputs):
         size: (height, width) of a view in pixels.
         side: k, patches along a token's side.
         patch: pixels along a patch's side.
+        video_text: see `Inputs`; None = videos are not taken.
     Raises:
         UnsupportedModel: views that are no squares of whole tokens.
         BadInput: see `Inputs`.
+
+    Attributes:
+        usual_video: settings of the video processor where nothing is said.
     """
 
-    def __init__(self, processor: Any, image_token_id: int, size: tuple[int, int], side: int, patch: int) -> None:
+    usual_video: ClassVar[Mapping[str, Any]] = {"resample": Image.Resampling.BICUBIC}
+
+    def __init__(
+        self,
+        processor: Any,
+        image_token_id: int,
+        size: tuple[int, int],
+        side: int,
+        patch: int,
+        video_text: str | None = None,
+    ) -> None:
         super().__init__(processor, image_token_id)
-        self.unit = side * patch
+        self.unit, self.video_text = side * patch, video_text
         along = size[0] // patch
         if size[0] != size[1] or along < 1 or along % side:
             raise UnsupportedModel(
@@ -88,6 +116,32 @@ class TiledInputs(Inputs):
         position[seen] = np.tile(np.arange(views[0].n), len(views))
         return Framed(views, tuple(ids.tolist()), view, position, size)
 
+    def filmed(self, clip: Clip) -> Framed:
+        """See `Inputs.filmed`: each frame is one view's size, with words of its own."""
+        if self.video_text is None:
+            return super().filmed(clip)
+        view = View(self.squares(clip.frames), (len(clip.frames), *self.grid[1:]))
+        return self.film_told(view, clip.frames.shape[1:3], film_of(clip))
+
+    def squares(self, frames: np.ndarray) -> np.ndarray:
+        """Frames (T, H, W, 3) uint8 at a view's size."""
+        edge = self.grid[1] * self.unit
+        return scaled(frames, (edge, edge), video_settings(self.processor, self.usual_video)["resample"])
+
+    def film_told(self, view: View, size: tuple[int, int], film: Film) -> Framed:
+        """A video with its prompt entries. Raises: HostError, see `in_words`."""
+        text = self.film_text(film, self.image_token * (view.grid[1] * view.grid[2]))
+        return in_words(self.tokenizer, text, self.image_token_id, view, size, film)
+
+    def film_text(self, film: Film, run: str) -> str:
+        """The text in a video's place.
+
+        Args:
+            film: when its frames are shown.
+            run: the markers of one frame.
+        """
+        raise HostError("videos of this model have no text")
+
     def refit(self, picture: Framed, grids: Sequence[Grid]) -> Framed:
         """See `Inputs.refit`: each view's run of markers is as long as its new grid is large.
 
@@ -97,8 +151,10 @@ class TiledInputs(Inputs):
         if len(grids) != len(picture.views):
             raise HostError(f"{len(grids)} grids for a picture of {len(picture.views)} views")
         for new, view in zip(grids, picture.views, strict=True):
-            if new[0] != 1 or any(not 1 <= n <= old for n, old in zip(new, view.grid, strict=True)):
+            if new[0] != view.grid[0] or any(not 1 <= n <= old for n, old in zip(new, view.grid, strict=True)):
                 raise HostError(f"a view of grid {view.grid} cannot be shown at {new}: views only get smaller")
+        if picture.film is not None:
+            return self.film_told(resized(picture.views[0], grids[0], self.unit), picture.size, picture.film)
         left = np.asarray([new[1] * new[2] for new in grids])
         stays = (picture.view < 0) | (picture.position < left[picture.view])
         views = tuple(

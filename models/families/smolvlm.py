@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from transformers import Idefics3ForConditionalGeneration, SmolVLMForConditionalGeneration
 
@@ -14,7 +16,9 @@ from foveate.compressors.base import Grid
 from foveate.models.decoder import Decoder, check_decoder
 from foveate.models.errors import BadInput, UnsupportedModel
 from foveate.models.families.shuffle import ShuffleHost, TiledInputs, folded, in_units, shape_of
-from foveate.models.inputs import Framed, Row
+from foveate.models.families.spelling import spelled
+from foveate.models.inputs import Film, Framed, Row, scaled
+from foveate.models.processors import video_settings
 from foveate.models.tensors import Tensors, apart
 from foveate.models.vit import VisionTower
 
@@ -55,8 +59,9 @@ class SmolVLMTensors(Tensors):
 
     def of(self, rows: Sequence[Row], ids: Tensor) -> dict[str, Tensor]:
         """See `Tensors.of`."""
-        pixels = apart([list(self.inputs.pixels(row.views)) for row in rows])
-        shown = torch.tensor([[i < len(row.views) for i in range(pixels.shape[1])] for row in rows])
+        units = [[unit for view in row.views for unit in view.units] for row in rows]
+        pixels = apart([list(self.inputs.pixels(each)) for each in units])
+        shown = torch.tensor([[i < len(each) for i in range(pixels.shape[1])] for each in units])
         mask = shown[:, :, None, None].expand(-1, -1, *pixels.shape[-2:])
         return {"pixel_values": pixels, "pixel_attention_mask": mask.long()}
 
@@ -105,16 +110,37 @@ class SmolVLMInputs(TiledInputs):
 
     Args:
         processor, image_token_id, side, patch: see `TiledInputs`.
+        films: videos are taken.
     """
 
     tensors = SmolVLMTensors
+    usual_video = {"resample": Image.Resampling.LANCZOS, "size": {"longest_edge": 4 * 364}, "video_sampling": {}}
 
-    def __init__(self, processor: Any, image_token_id: int, side: int, patch: int) -> None:
-        edge = processor.image_processor.max_image_size["longest_edge"]
-        super().__init__(processor, image_token_id, (edge, edge), side, patch)
+    def __init__(self, processor: Any, image_token_id: int, side: int, patch: int, films: bool = True) -> None:
+        edge, video = processor.image_processor.max_image_size["longest_edge"], "<video>" if films else None
+        super().__init__(processor, image_token_id, (edge, edge), side, patch, video)
         words = processor.tokenizer
         self.around = getattr(words, "fake_image_token", "<fake_token_around_image>")
         self.overview = getattr(words, "global_image_token", "<global-img>")
+
+    def squares(self, frames: np.ndarray) -> np.ndarray:
+        """See `TiledInputs.squares`: first to a longest side of the video processor's."""
+        how = video_settings(self.processor, self.usual_video)
+        longest, size = how["video_sampling"].get("video_size", how["size"])["longest_edge"], list(frames.shape[1:3])
+        wide = int(size[1] >= size[0])
+        short = int(longest * size[1 - wide] / size[wide])
+        size[wide], size[1 - wide] = longest, max(1, short + short % 2)
+        return super().squares(scaled(frames, (size[0], size[1]), how["resample"]))
+
+    def film_text(self, film: Film, run: str) -> str:
+        """See `TiledInputs.film_text`: how many frames, of how long a video, and when each of them is shown."""
+        how_long = timedelta(seconds=int(film.duration))
+        text = f"You are provided the following series of {spelled(len(film.seconds))} frames from a {how_long} "
+        text += "[H:MM:SS] video.\n"
+        for second in film.seconds:
+            text += f"\nFrame from {int(second // 60):02d}:{int(second % 60):02d}:"
+            text += f"{self.around}{self.overview}{run}{self.around}"
+        return f"{text}\n\n"
 
     def cut(self, rgb: np.ndarray) -> tuple[list[np.ndarray], str]:
         """See `TiledInputs.cut`."""
@@ -172,7 +198,8 @@ class SmolVLMHost(ShuffleHost):
     def inputs_of(self, processor: Any) -> SmolVLMInputs:
         """See `Host.inputs_of`."""
         token = self.model.config.image_token_id
-        return self._settle(SmolVLMInputs(processor, token, self.tower.side, self.tower.patch))
+        films = self.model.config.model_type != "idefics3"
+        return self._settle(SmolVLMInputs(processor, token, self.tower.side, self.tower.patch, films))
 
     def project(self, x: Tensor) -> Tensor:
         """See `Host.project`."""

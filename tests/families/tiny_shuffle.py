@@ -37,7 +37,7 @@ QUESTIONS = ["what is this ?", "what is the colour of this thing there ?", "left
 MARKER = {INTERNVL: "<IMG_CONTEXT>", SMOLVLM: "<image>", IDEFICS3: "<image>"}
 CHAT = (
     "{% for m in messages %}{{ m['role'] | capitalize }}:{% for c in m['content'] %}{% if c['type'] == 'image' %}MARKER"
-    "{% else %} {{ c['text'] }}{% endif %}{% endfor %}{{ '\n' }}{% endfor %}"
+    "{% elif c['type'] == 'video' %}<video>{% else %} {{ c['text'] }}{% endif %}{% endfor %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 SPECIALS = {
