@@ -13,6 +13,11 @@ Block = tuple[int, int]
 """(rows, columns) of tokens that become one."""
 
 
+def squares(sides: Sequence[int]) -> tuple[Block, ...]:
+    """s x s of each side."""
+    return tuple((side, side) for side in sides)
+
+
 def block_of(blocks: Sequence[Block], n: int, count: int) -> Block | None:
     """The block by which n tokens become so many: the smallest with room for all, None where there is none."""
     enough = [block for block in blocks if block[0] * block[1] * count >= n]

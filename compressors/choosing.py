@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foveate.compressors.tokens import Reduction
+from foveate.compressors.tokens import Reduction, inverse
 
 
 def rows(x: Tensor, index: Tensor) -> Tensor:
@@ -23,12 +23,9 @@ def ranked(score: Tensor, tier: Tensor | None = None) -> Tensor:
     return order.gather(-1, tier.gather(-1, order).argsort(dim=-1, descending=True, stable=True))
 
 
-def rank(score: Tensor) -> Tensor:
-    """Each entry's place in `ranked(score)`, from 0."""
-    order = ranked(score)
-    return torch.empty_like(order).scatter_(
-        -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    )
+def rank(score: Tensor, tier: Tensor | None = None) -> Tensor:
+    """Each entry's place in `ranked(score, tier)`, from 0."""
+    return inverse(ranked(score, tier))
 
 
 def rank_within(score: Tensor, group: Tensor) -> Tensor:

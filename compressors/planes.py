@@ -28,6 +28,12 @@ def check_whole(name: str, tokens: Tokens) -> None:
         raise ValueError(f"{name}: {tokens.n} tokens are not a whole {t} x {height} x {width} grid")
 
 
+def check_one_frame(name: str, tokens: Tokens) -> None:
+    """Raises: ValueError where tokens are of several frames."""
+    if tokens.grid[0] > 1:
+        raise ValueError(f"{name}: takes one frame, got {tokens.grid[0]}")
+
+
 def planes(name: str, tokens: Tokens) -> Tensor:
     """(B T, D, H, W) float32. Raises: ValueError where tokens are not a whole grid."""
     check_whole(name, tokens)
@@ -49,6 +55,11 @@ def raster(maps: Tensor, tokens: Tokens) -> Resampled:
     position = (frame.view(-1, 1, 1) * height + row.view(-1, 1)) * width + column
     x = maps.permute(0, 2, 3, 1).reshape(b, -1, maps.shape[1])
     return Resampled(x.to(tokens.x.dtype), position.flatten().expand(b, -1), grid)
+
+
+def placeless(x: Tensor) -> Resampled:
+    """New tokens (B, M, D) that stand nowhere in the grid."""
+    return Resampled(x, torch.full(x.shape[:2], -1, device=x.device))
 
 
 def _middles(cells: int, length: int, device: torch.device) -> Tensor:

@@ -192,6 +192,13 @@ def _as_sum(reduction: Reduction, n: int) -> tuple[Tensor, Tensor]:
     return into, (into >= 0).float()
 
 
+def inverse(order: Tensor) -> Tensor:
+    """Where each index stands in an order (..., N) of all of them."""
+    return torch.empty_like(order).scatter_(
+        -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    )
+
+
 def in_order(reduction: Reduction) -> Reduction:
     """The same slots sorted by anchor, as they leave a stage; those without a place last, unused ones after them."""
     anchor = reduction.anchor
@@ -199,9 +206,6 @@ def in_order(reduction: Reduction) -> Reduction:
     anchor = anchor.gather(1, order)
     if reduction.into is None:
         return Reduction(anchor, None, None, reduction.count, reduction.grid_out)
-    rank = torch.empty_like(order).scatter_(
-        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-    )
     flat = reduction.into.clamp(min=0).flatten(1)
-    into = rank.gather(1, flat).view_as(reduction.into).masked_fill(reduction.into < 0, -1)
+    into = inverse(order).gather(1, flat).view_as(reduction.into).masked_fill(reduction.into < 0, -1)
     return Reduction(anchor, into, reduction.weight, reduction.count, reduction.grid_out)

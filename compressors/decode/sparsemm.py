@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d
 
 from foveate.compressors.base import KVCache, KVReducer, KVReduction
-from foveate.compressors.choosing import ranked, selection
+from foveate.compressors.choosing import rank, selection
 from foveate.compressors.learned import Learned, Projector, Widths
 from foveate.compressors.quotas import shares
 from foveate.compressors.registry import register
@@ -96,8 +96,6 @@ class SparseMM(Learned, KVReducer):
         late = torch.arange(s, device=score.device) >= since
         tier = (late.int() + 2 * (~cache.visual).int()).expand_as(score)
         room = self.capacities(count, k)[cache.layer].to(score.device) + int((~cache.visual).sum())
-        rank = torch.empty_like(tier, dtype=torch.int64)
-        rank.scatter_(-1, ranked(score, tier), torch.arange(s, device=score.device).expand_as(rank))
-        kept = selection((rank < room[:, None]).flatten(0, 1))
+        kept = selection((rank(score, tier) < room[:, None]).flatten(0, 1))
         used = None if kept.count is None else kept.count.view(b, k)
         return KVReduction(kept.anchor.view(b, k, -1), count=used)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from foveate.compressors.base import KVCache, KVReducer, KVReduction, scaled
-from foveate.compressors.choosing import ranked
+from foveate.compressors.choosing import rank
 from foveate.compressors.registry import register
 from foveate.compressors.signals import Signal
 
@@ -97,10 +97,8 @@ class VideoXL2(KVReducer):
         mean = relevance.new_zeros(b, len(many)).index_add_(1, chunk, relevance) / many
         tier = torch.zeros_like(mean)
         tier[:, -1], tier[:, 0] = 1, 2
-        order = ranked(mean, tier)
-        place = torch.empty_like(order).scatter_(1, order, torch.arange(len(many), device=run.device).expand(b, -1))
         of_run = chunk[torch.searchsorted(run, torch.arange(len(size), device=run.device))]
-        turn = place[:, of_run].argsort(dim=1, stable=True)  # runs in the order in which they become dense
+        turn = rank(mean, tier)[:, of_run].argsort(dim=1, stable=True)  # runs in the order in which they become dense
         cost = (size - 1)[turn]
         left = (count - len(size)) - (cost.cumsum(1) - cost)
         return torch.zeros_like(cost).scatter_(1, turn, left.clamp(min=0).minimum(cost))

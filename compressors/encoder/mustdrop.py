@@ -13,6 +13,7 @@ from foveate.compressors.base import Grid, Reducer, Reduction, Tokens
 from foveate.compressors.choosing import ranked
 from foveate.compressors.matching import rounded
 from foveate.compressors.registry import register
+from foveate.compressors.tokens import inverse
 
 
 @register
@@ -62,7 +63,7 @@ class MustDrop(Reducer):
         size = window.bincount()
         alike = self._alike(tokens.x, window, size)
         order = ranked(alike)  # (B, W)
-        rank = torch.empty_like(order).scatter_(1, order, torch.arange(len(size), device=device).expand(b, -1))
+        rank = inverse(order)
         goes = (size - 1)[order]
         due = (n - count) - (goes.cumsum(1) - goes)  # tokens that still have to go when a window's turn comes
         members = (due.clamp(min=0).minimum(goes) + 1).gather(1, rank)  # (B, W) how many of its first tokens merge

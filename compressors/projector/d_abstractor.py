@@ -14,7 +14,7 @@ from foveate.compressors.base import Grid, Resampled, Resampler, Tokens
 from foveate.compressors.grids import largest
 from foveate.compressors.learned import Learned, Projector, Widths
 from foveate.compressors.networks import Attention, inner, linear_flops, stretched
-from foveate.compressors.planes import counts, planes, raster, side
+from foveate.compressors.planes import check_one_frame, counts, planes, raster, side
 from foveate.compressors.registry import register
 
 
@@ -195,8 +195,7 @@ class DAbstractor(Learned, Resampler):
         return counts((1, *grid[1:]))
 
     def make_tokens(self, tokens: Tokens, count: int) -> Resampled:
-        if tokens.grid[0] > 1:
-            raise ValueError(f"d_abstractor: takes one frame, got {tokens.grid[0]}")
+        check_one_frame(self.name, tokens)
         return raster(self.run(planes(self.name, tokens), side(tokens.grid, count)), tokens)
 
     def flops(self, n: int, count: int, dim: int, *, key_dim: int = 0, heads: int = 1, text: int = 0) -> int:

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, gelu
 
-from foveate.compressors.base import Grid, Resampled, Resampler, Tokens, scaled
-from foveate.compressors.blocks import Block, block_counts, block_of, padded, shuffled
+from foveate.compressors.base import Grid, Resampled, Resampler, Tokens
+from foveate.compressors.blocks import Block, block_counts, block_of, padded, shuffled, squares
 from foveate.compressors.learned import Learned, Projector, Widths
+from foveate.compressors.levels import level_signals, level_states
 from foveate.compressors.networks import Mlp, linear_flops
 from foveate.compressors.planes import check_whole, raster
 from foveate.compressors.registry import register
 from foveate.compressors.signals import Signal
 
-LEVELS = (20, 17, 14, 11, 8, 5, 2)
+LEVELS = tuple((block, 23) for block in (20, 17, 14, 11, 8, 5, 2))
 """Blocks of CLIP-L, of whose 24 blocks 23 run, in the order in which they follow the last one."""
 
 
@@ -117,29 +118,22 @@ class LlavaStf(Learned, Resampler):
         if not self.sides or min(self.sides) < 1:
             raise ValueError(f"llava_stf: sides {self.sides} must be 1 or more")
 
-    @property
-    def blocks(self) -> tuple[Block, ...]:
-        """s x s of each side."""
-        return tuple((side, side) for side in self.sides)
-
     def signals(self, depth: int) -> frozenset[Signal]:
-        return frozenset(
-            Signal("block_states", scaled((level, 23), depth), f"level{number}") for number, level in enumerate(LEVELS)
-        )
+        return level_signals(LEVELS, depth)
 
     def build(self, widths: Widths, projector: Projector = ()) -> nn.Module:
         return Network(widths.visual, widths.decoder, len(LEVELS) + 1, self.sides, self.residual, projector)
 
     def reachable(self, grid: Grid) -> Sequence[int]:
-        return block_counts(self.blocks, grid)
+        return block_counts(squares(self.sides), grid)
 
     def training_counts(self, grid: Grid) -> Sequence[int]:
         return self.reachable(grid)  # each has weights of its own
 
     def make_tokens(self, tokens: Tokens, count: int) -> Resampled:
         check_whole(self.name, tokens)
-        levels = [tokens.signals[f"block_states.level{number}"] for number in range(len(LEVELS))]
-        return raster(self.run(tokens.x, tokens.grid, block_of(self.blocks, tokens.n, count)[0], *levels), tokens)
+        side, _ = block_of(squares(self.sides), tokens.n, count)
+        return raster(self.run(tokens.x, tokens.grid, side, *level_states(LEVELS, tokens)), tokens)
 
     def flops(self, n: int, count: int, dim: int, *, key_dim: int = 0, heads: int = 1, text: int = 0) -> int:
-        return self.loaded.flops(count, n, block_of(self.blocks, n, count)[0])
+        return self.loaded.flops(count, n, block_of(squares(self.sides), n, count)[0])

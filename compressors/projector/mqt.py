@@ -12,7 +12,7 @@ from foveate.compressors.base import Grid, Resampled, Resampler, Tokens
 from foveate.compressors.grids import largest
 from foveate.compressors.learned import Learned, Projector, Widths
 from foveate.compressors.networks import Attention, heads_of, linear_flops, sincos, stretched
-from foveate.compressors.planes import check_whole
+from foveate.compressors.planes import check_one_frame, check_whole, placeless
 from foveate.compressors.registry import register
 
 
@@ -101,10 +101,9 @@ class Mqt(Learned, Resampler):
 
     def make_tokens(self, tokens: Tokens, count: int) -> Resampled:
         check_whole(self.name, tokens)
-        if tokens.grid[0] > 1:
-            raise ValueError(f"mqt: takes one frame, got {tokens.grid[0]}")
+        check_one_frame(self.name, tokens)
         x = self.run(tokens.x, tokens.grid[1:], count)
-        return Resampled(x, torch.full(x.shape[:2], -1, device=x.device))
+        return placeless(x)
 
     def flops(self, n: int, count: int, dim: int, *, key_dim: int = 0, heads: int = 1, text: int = 0) -> int:
         network = self.loaded

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from foveate.compressors.base import Grid, Resampled, Resampler, Tokens
 from foveate.compressors.learned import Learned, Projector, Widths
 from foveate.compressors.networks import Attention, Mlp, drawn, heads_of, linear_flops, sincos
+from foveate.compressors.planes import check_one_frame, placeless
 from foveate.compressors.registry import register
 
 
@@ -134,10 +135,9 @@ class QFormer(Learned, Resampler):
         return range(1, min(queries, grid[0] * grid[1] * grid[2]) + 1)
 
     def make_tokens(self, tokens: Tokens, count: int) -> Resampled:
-        if tokens.grid[0] > 1:
-            raise ValueError(f"q_former: takes one frame, got {tokens.grid[0]}")
+        check_one_frame(self.name, tokens)
         x = self.run(tokens.x, self.places_of(tokens) if self.places else None, count)
-        return Resampled(x, torch.full(x.shape[:2], -1, device=x.device))
+        return placeless(x)
 
     def places_of(self, tokens: Tokens) -> Tensor:
         """(B, N, C) positions of the tokens' places, zeros where there is none."""

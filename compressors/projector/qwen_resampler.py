@@ -12,7 +12,7 @@ from foveate.compressors.base import Grid, Resampled, Resampler, Tokens
 from foveate.compressors.grids import largest
 from foveate.compressors.learned import Learned, Projector, Widths
 from foveate.compressors.networks import Attention, drawn, heads_of, linear_flops, sincos, stretched
-from foveate.compressors.planes import check_whole, counts, raster, side
+from foveate.compressors.planes import check_one_frame, check_whole, counts, raster, side
 from foveate.compressors.registry import register
 
 SHARPNESS = 320
@@ -131,8 +131,7 @@ class QwenResampler(Learned, Resampler):
 
     def make_tokens(self, tokens: Tokens, count: int) -> Resampled:
         check_whole(self.name, tokens)
-        if tokens.grid[0] > 1:
-            raise ValueError(f"qwen_resampler: takes one frame, got {tokens.grid[0]}")
+        check_one_frame(self.name, tokens)
         return raster(self.run(tokens.x, tokens.grid[1:], side(tokens.grid, count)), tokens)
 
     def flops(self, n: int, count: int, dim: int, *, key_dim: int = 0, heads: int = 1, text: int = 0) -> int:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from foveate.compressors.base import Grid, Resampled, Resampler, Tokens, scaled
-from foveate.compressors.blocks import Block, block_counts, block_of, padded, places_in_blocks
+from foveate.compressors.base import Grid, Resampled, Resampler, Tokens
+from foveate.compressors.blocks import Block, block_counts, block_of, padded, places_in_blocks, squares
 from foveate.compressors.learned import Learned, Projector, Widths
+from foveate.compressors.levels import Level, level_signals, level_states
 from foveate.compressors.networks import Attention, Mlp, copy_into, drawn, fits, heads_of, inner, linear_flops
 from foveate.compressors.planes import check_whole, raster
 from foveate.compressors.registry import register
@@ -106,7 +107,7 @@ class TokenPacker(Learned, Resampler):
     fidelity = "reference"
 
     sides: tuple[int, ...] = (1, 2, 3, 4)
-    levels: tuple[tuple[int, int], ...] = LEVELS
+    levels: tuple[Level, ...] = LEVELS
     width: int | None = None
     residual: bool = True
 
@@ -114,27 +115,20 @@ class TokenPacker(Learned, Resampler):
         if not self.sides or min(self.sides) < 1 or (self.width is not None and self.width < 1):
             raise ValueError(f"token_packer: sides {self.sides} and width {self.width} must be 1 or more")
 
-    @property
-    def blocks(self) -> tuple[Block, ...]:
-        """s x s of each side."""
-        return tuple((side, side) for side in self.sides)
-
     def signals(self, depth: int) -> frozenset[Signal]:
-        return frozenset(
-            Signal("block_states", scaled(level, depth), f"level{number}") for number, level in enumerate(self.levels)
-        )
+        return level_signals(self.levels, depth)
 
     def build(self, widths: Widths, projector: Projector = ()) -> nn.Module:
         width, maps = self.width or inner(widths.visual), len(self.levels) + 1
         return Network(widths.visual, width, widths.decoder, maps, self.residual, projector)
 
     def reachable(self, grid: Grid) -> Sequence[int]:
-        return block_counts(self.blocks, grid)
+        return block_counts(squares(self.sides), grid)
 
     def make_tokens(self, tokens: Tokens, count: int) -> Resampled:
         check_whole(self.name, tokens)
-        levels = [tokens.signals[f"block_states.level{number}"] for number in range(len(self.levels))]
-        return raster(self.run(tokens.x, tokens.grid, block_of(self.blocks, tokens.n, count), *levels), tokens)
+        levels = level_states(self.levels, tokens)
+        return raster(self.run(tokens.x, tokens.grid, block_of(squares(self.sides), tokens.n, count), *levels), tokens)
 
     def flops(self, n: int, count: int, dim: int, *, key_dim: int = 0, heads: int = 1, text: int = 0) -> int:
         return self.loaded.flops(count, n)
