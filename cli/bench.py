@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveate.cli import data
-from foveate.cli.reading import LEARNED_HELP, listed, open_model, read_ratios
+from foveate.cli.reading import listed, model_arguments, open_model, read_ratios
 from foveate.plans.plan import STAGES
 
 if TYPE_CHECKING:
@@ -24,14 +24,7 @@ EXAMPLE = "foveate bench --stage outside,prefill --tasks scenes,reading --n 12 -
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
-    parser.add_argument("--model", default="reference", help="reference, a folder, or a hub id (default: reference)")
-    parser.add_argument("--dtype", default="float32", help="of the weights (default: float32)")
-    parser.add_argument(
-        "--device",
-        default="cpu",
-        help="where the model runs: cpu, cuda:1, ..., or auto: spread over what is there (default: cpu)",
-    )
-    parser.add_argument("--learned", metavar="FOLDER", help=LEARNED_HELP)
+    model_arguments(parser)
     stages = {"default": ",".join(STAGES), "metavar": "A,B", "help": "stages (default: all)"}
     parser.add_argument("--stage", "--stages", dest="stages", **stages)
     parser.add_argument("--methods", metavar="A,B", help="methods (default: all), beside the controls")

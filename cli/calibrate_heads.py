@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foveate.cli.reading import open_model
+from foveate.cli.reading import model_arguments, open_model
 from foveate.cli.text import columns
 
 if TYPE_CHECKING:
@@ -21,9 +21,7 @@ SHOWN = 10
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
-    parser.add_argument("--model", default="reference", help="reference, a folder, or a hub id (default: reference)")
-    parser.add_argument("--dtype", default="float32", help="of the model's weights (default: float32)")
-    parser.add_argument("--device", default="cpu", help="where everything runs (default: cpu)")
+    model_arguments(parser, learned=False)
     parser.add_argument(
         "--pictures", type=int, default=100, metavar="N", help="drawn pictures with text to read (default: 100)"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foveate.cli.data import TASKS
-from foveate.cli.reading import open_model
+from foveate.cli.reading import model_arguments, open_model
 from foveate.cli.text import columns
 
 if TYPE_CHECKING:
@@ -23,9 +23,7 @@ EXAMPLE = "foveate distill ldpv2 --model reference --data tasks --steps-a 200 --
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
     parser.add_argument("method", metavar="METHOD", help="a learned method of `foveate list`, such as ldpv2")
-    parser.add_argument("--model", default="reference", help="reference, a folder, or a hub id (default: reference)")
-    parser.add_argument("--dtype", default="float32", help="of the model's weights (default: float32)")
-    parser.add_argument("--device", default="cpu", help="where everything runs (default: cpu)")
+    model_arguments(parser, learned=False)
     parser.add_argument(
         "--data",
         default="tasks",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Sequence
@@ -123,7 +124,21 @@ def check_runs(host: Host, plan: Plan, shape: PromptShape | None = None) -> None
         raise ValueError(f"plan {plan.label()}: {error}") from None
 
 
-LEARNED_HELP = "folder with weights of learned methods (default: where foveate distill puts them for this model)"
+def model_arguments(parser: argparse.ArgumentParser, learned: bool = True) -> None:
+    """Declares --model, --dtype and --device of the verbs that open a model; --learned too, unless they make it."""
+    parser.add_argument("--model", default="reference", help="reference, a folder, or a hub id (default: reference)")
+    parser.add_argument("--dtype", default="float32", help="of the weights (default: float32)")
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help="where the model runs: cpu, cuda:1, ..., or auto: spread over what is there (default: cpu)",
+    )
+    if learned:
+        parser.add_argument(
+            "--learned",
+            metavar="FOLDER",
+            help="folder with weights of learned methods (default: where foveate distill puts them for this model)",
+        )
 
 
 def open_model(model: str, dtype: str = "float32", device: str = "cpu", learned: str | None = None) -> Host:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from foveate.cli import data
-from foveate.cli.reading import LEARNED_HELP, open_model
+from foveate.cli.reading import model_arguments, open_model
 from foveate.cli.text import columns
 
 EXAMPLE = "foveate replay --tasks scenes,reading --split validation --n 60 --portfolio one_stage --out table.parquet"
@@ -13,14 +13,7 @@ EXAMPLE = "foveate replay --tasks scenes,reading --split validation --n 60 --por
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
-    parser.add_argument("--model", default="reference", help="reference, a folder, or a hub id (default: reference)")
-    parser.add_argument("--dtype", default="float32", help="of the weights (default: float32)")
-    parser.add_argument(
-        "--device",
-        default="cpu",
-        help="where the model runs: cpu, cuda:1, ..., or auto: spread over what is there (default: cpu)",
-    )
-    parser.add_argument("--learned", metavar="FOLDER", help=LEARNED_HELP)
+    model_arguments(parser)
     parser.add_argument("--portfolio", default="one_stage", help="plans: a name or a YAML file (default: one_stage)")
     parser.add_argument("--label-free", action="store_true", help="judge by the uncompressed model's own answers too")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="Ray actors; 0 = in this process (default)")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveate.cli.reading import LEARNED_HELP, PLAN_HELP, check_runs, open_model, read_plan
+from foveate.cli.reading import PLAN_HELP, check_runs, model_arguments, open_model, read_plan
 from foveate.cli.text import columns, flops
 from foveate.plans.plan import STAGES, Plan
 
@@ -35,14 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     dial.add_argument("--plan", metavar="PLAN", help=f"no controller, this plan: {PLAN_HELP}")
     parser.add_argument("--controller", metavar="FILE", help="an exported controller (default: the reference model's)")
     parser.add_argument("--max-flops", type=float, metavar="N", help="hard limit on this request")
-    parser.add_argument("--model", default="reference", help="reference, a folder, or a hub id (default: reference)")
-    parser.add_argument("--dtype", default="float32", help="of the weights (default: float32)")
-    parser.add_argument(
-        "--device",
-        default="cpu",
-        help="where the model runs: cpu, cuda:1, ..., or auto: spread over what is there (default: cpu)",
-    )
-    parser.add_argument("--learned", metavar="FOLDER", help=LEARNED_HELP)
+    model_arguments(parser)
     parser.add_argument("--max-new-tokens", type=int, default=16, metavar="N", help="longest answer (default: 16)")
     parser.add_argument("--picture", metavar="FILE", help="save the picture with the kept tokens marked")
     parser.add_argument("--json", action="store_true", help="JSON instead of text")

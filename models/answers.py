@@ -13,6 +13,7 @@ from foveate.models.errors import BadInput
 from foveate.models.host import Score
 from foveate.models.inputs import padded
 from foveate.models.ledger import charge_answer, charge_score
+from foveate.models.ragged import exists
 
 if TYPE_CHECKING:
     from foveate.models.passes import Pass
@@ -60,7 +61,7 @@ def judged(logits: Tensor, ids: Tensor, length: Tensor, ends: frozenset[int]) ->
     logp, best = logits.log_softmax(-1), logits.argmax(-1)
     end = torch.tensor(sorted(ends), device=logits.device)
     of_end, is_end = logp[..., end].logsumexp(-1), torch.isin(best, end)
-    inside = torch.arange(logits.shape[1], device=logits.device)[None] < length[:, None]
+    inside = exists(length, logits.shape[1])
     last = torch.arange(logits.shape[1], device=logits.device)[None] == length[:, None]
     target = torch.nn.functional.pad(ids, (0, 1))
     of_token = logp.gather(2, target[..., None])[..., 0]

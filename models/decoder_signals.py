@@ -11,6 +11,7 @@ from torch import Tensor
 from foveate.models.decoder import Decoder, LayerCache, Stream
 from foveate.models.errors import HostError
 from foveate.models.prefill import Prefill, visual_index
+from foveate.models.ragged import exists
 from foveate.models.signals import mean_softmax, numbers, read
 
 
@@ -67,8 +68,7 @@ class At:
     @property
     def real(self) -> Tensor:
         """(b, S) bool, the entries that are no padding."""
-        line = torch.arange(self.stream.x.shape[1], device=self.rows.device)
-        return line[None] < self.stream.length[self.rows][:, None]
+        return exists(self.stream.length[self.rows], self.stream.x.shape[1])
 
 
 def last_query(at: At) -> Tensor:

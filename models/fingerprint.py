@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from foveate.models.placing import weights
 
@@ -27,12 +27,17 @@ def fingerprint(config: dict[str, Any], model: nn.Module) -> str:
         model: with its weights.
     """
     digest = hashlib.sha256(json.dumps(_stable(config), sort_keys=True).encode())
-    for name, value in sorted(weights(model).items()):
-        flat = value.flatten()
-        at = torch.linspace(0, flat.numel() - 1, min(SAMPLE, flat.numel()), dtype=torch.float64).long()
-        sample = flat[at.to(flat.device)].cpu().to(torch.bfloat16).view(torch.int16)
-        digest.update(f"{name}{tuple(value.shape)}".encode() + sample.numpy().tobytes())
+    told = {name: f"{tuple(value.shape)}".encode() + _sample(value) for name, value in weights(model)}
+    for name, rest in sorted(told.items()):
+        digest.update(name.encode() + rest)
     return digest.hexdigest()
+
+
+def _sample(value: Tensor) -> bytes:
+    """Some of a tensor's values."""
+    flat = value.flatten()
+    at = torch.linspace(0, flat.numel() - 1, min(SAMPLE, flat.numel()), dtype=torch.float64).long()
+    return flat[at.to(flat.device)].cpu().to(torch.bfloat16).view(torch.int16).numpy().tobytes()
 
 
 def _stable(value: Any) -> Any:

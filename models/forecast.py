@@ -292,7 +292,7 @@ class Forecast:
                         rows = shape.vit.rows(seen.blocks[-1])
                         flops = charge.encoder_signal_flops(shape.vit, ["cls_attention"], rows, at_hand=False)
                         self.ledger.add("prefill", "signals", flops * seen.number * seen.frames)
-                if any(signal.kind == "frame_similarity" for signal in method.signals_at(layer, depth)):
+                if "frame_similarity" in kinds:
                     self._question("prefill")
                     frames = sum(grid[0] for grid in grids)
                     self.ledger.add("prefill", "signals", self.host.text.similarity_flops(frames))

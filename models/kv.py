@@ -14,7 +14,7 @@ from foveate.models.decode_signals import Reader
 from foveate.models.decoder import LayerCache
 from foveate.models.errors import CountMismatch
 from foveate.models.ledger import method_flops
-from foveate.models.ragged import packed
+from foveate.models.ragged import exists, packed
 from foveate.models.visual import groups
 from foveate.plans.plan import keep_count
 
@@ -128,7 +128,7 @@ def _checked(method: KVReducer, reduction: KVReduction, view: KVCache, budgets: 
         raise CountMismatch(f"{method.name}: kept {tuple(keep.shape)} of a cache {tuple(view.keys.shape)}")
     m, text = keep.shape[2], s - int(view.visual.sum())
     heads = torch.full(keep.shape[:2], m, device=keep.device) if reduction.count is None else reduction.count
-    used = torch.arange(m, device=keep.device) < heads[..., None]
+    used = exists(heads, m)
     in_range = bool(((keep >= 0) & (keep < s) | ~used).all()) and bool(((keep < 0) | used).all())
     ascending = bool(((keep[..., 1:] > keep[..., :-1]) | ~used[..., 1:]).all())
     words = (~view.visual)[keep.clamp(0, s - 1)] & used

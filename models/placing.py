@@ -8,7 +8,7 @@ weights are read outside their `forward`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from accelerate.utils import align_module_device
@@ -48,13 +48,12 @@ def check_placed(model: nn.Module, name: str) -> None:
             )
 
 
-def weights(model: nn.Module) -> dict[str, Tensor]:
-    """All parameters and saved buffers by name, fetched where a layer is put away."""
-    found: dict[str, Tensor] = {}
+def weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and values of all parameters and saved buffers; a layer that is put away is there until the next is asked
+    for."""
     for prefix, module in model.named_modules():
         with align_module_device(module):
-            own = {**module._parameters, **module._buffers}
-            for name in module.state_dict(keep_vars=True):
-                if name in own and own[name] is not None:
-                    found[f"{prefix}.{name}" if prefix else name] = own[name].detach()
-    return found
+            buffers = {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set}
+            for name, value in {**module._parameters, **buffers}.items():
+                if value is not None:
+                    yield f"{prefix}.{name}" if prefix else name, value.detach()
