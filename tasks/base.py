@@ -6,9 +6,12 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from foveate.tasks.clip import Clip
 
 SPLITS = ("host-train", "policy-train", "validation", "calibration", "test")
 IMAGE_SIZE = 96  # pixels per side of every built-in picture
@@ -54,7 +57,7 @@ class Turn:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One picture, or several that are asked about together, with their questions.
+    """One picture, several that are asked about together, or a video, with their questions.
 
     Args:
         id: "task/split/index", with "~r" behind it for the r-th twin.
@@ -69,6 +72,7 @@ class Sample:
         dense: (24, 24, 2) int16, for each 4 x 4 px cell the class (DENSE_WHAT) and the colour (DENSE_COLOUR) that
             cover most of its labelled pixels; 0 where fewer than a quarter of them are labelled. None = no labels.
         more: the pictures behind `image`, in the order of the prompt.
+        clip: the video that is asked about; `image` is then its middle frame, for who looks at one. None = no video.
     """
 
     id: str
@@ -82,6 +86,7 @@ class Sample:
     caption: str = ""
     dense: np.ndarray | None = None
     more: tuple[np.ndarray, ...] = ()
+    clip: Clip | None = None
 
     @property
     def images(self) -> tuple[np.ndarray, ...]:
@@ -89,8 +94,10 @@ class Sample:
         return (self.image, *self.more)
 
     @property
-    def shown(self) -> np.ndarray | tuple[np.ndarray, ...]:
-        """What a model is shown: the picture, or the tuple of several."""
+    def shown(self) -> np.ndarray | tuple[np.ndarray, ...] | Clip:
+        """What a model is shown: the video, the picture, or the tuple of several."""
+        if self.clip is not None:
+            return self.clip
         return self.images if self.more else self.image
 
 
