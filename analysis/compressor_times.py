@@ -142,7 +142,7 @@ def kind_of(method: Compressor, operations: int) -> str:
         return "network"
     if operations >= STEPS:
         return "steps"
-    once, twice = (method.flops(n, n // 4, WIDTH, key_dim=KEY_DIM) for n in (512, 1024))
+    once, twice = (method.flops_on((1, 32, n // 32), n, n // 4, WIDTH, key_dim=KEY_DIM) for n in (512, 1024))
     return "pairs" if twice > 3 * once or "attention_map" in method.kinds else "scores"
 
 

@@ -145,6 +145,13 @@ class Compressor(ABC):
         """
         return 0
 
+    def flops_on(
+        self, grid: Grid, n: int, count: int, dim: int, *, key_dim: int = 0, heads: int = 1, text: int = 0
+    ) -> int:
+        """`flops` of n tokens of a grid: what a host charges. For methods whose products depend on how many frames it
+        has, which define this instead."""
+        return self.flops(n, count, dim, key_dim=key_dim, heads=heads, text=text)
+
     def check(self, n: int, count: int, signals: Mapping[str, Tensor], rows: int | None = None) -> None:
         """Checks a call once, at the boundary.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
-from foveate.compressors.base import STAGES, Compressor
+from foveate.compressors.base import STAGES, Compressor, Grid
 from foveate.models import ledger
 from foveate.models.acting import Choices, Keeps, Methods, chosen
 from foveate.models.ask import Asker, Trace
@@ -230,7 +230,8 @@ class Books:
         for found, members in groups([key(i) for i in lanes]):
             yield found, [lanes[m] for m in members]
 
-    def _charge(self, lanes: Sequence[int], stage: str, method: Compressor, n: int, count: int) -> None:
-        """A method's own arithmetic on each view, on its row's ledger."""
+    def _charge(self, lanes: Sequence[int], stage: str, method: Compressor, n: int, count: int, grid: Grid) -> None:
+        """A method's own arithmetic on n tokens of each view, of a grid alike, on its row's ledger."""
+        flops = ledger.method_flops(method, self.host.shape, stage, n, count, grid=grid)
         for row, _ in self.at(lanes):
-            self.ledger[row].add(stage, method.name, ledger.method_flops(method, self.host.shape, stage, n, count))
+            self.ledger[row].add(stage, method.name, flops)

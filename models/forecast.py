@@ -153,8 +153,8 @@ class Forecast:
         self.row.tokens[name] = after.n
         return after
 
-    def _own(self, stage: str, method: Compressor, n: int, count: int, text: int = 0) -> None:
-        self.ledger.add(stage, method.name, charge.method_flops(method, self.host.shape, stage, n, count, text))
+    def _own(self, stage: str, method: Compressor, n: int, count: int, text: int = 0, grid: Grid | None = None) -> None:
+        self.ledger.add(stage, method.name, charge.method_flops(method, self.host.shape, stage, n, count, text, grid))
 
     def _each(self, at: Sketch, act: Callable[[Seen], Seen]) -> Sketch:
         """The row after a stage that acts on each view; equal views are reckoned once."""
@@ -175,7 +175,7 @@ class Forecast:
         def smaller(seen: Seen) -> Seen:
             method, count = self.method("input", seen.n)
             if method is not None:
-                self._own("input", method, seen.n, count)
+                self._own("input", method, seen.n, count, grid=seen.grid)
                 grids[seen.grid] = self.host.resized(method, seen.grid, count)
             return seen
 
@@ -246,7 +246,7 @@ class Forecast:
         takes = method.takes_cls and self.host.shape.vit.hands_cls and at.frames == 1
         n = at.n + int(takes)
         self._signals("outside", method, self.host.encoder_depth - 1, list(at.blocks), n, at.frames)
-        self._own("outside", method, n, count)
+        self._own("outside", method, n, count, grid=at.grid)
         return replace(at, n=count, cls=at.cls and not takes, whole=method.emits_grid, took_cls=takes)
 
     def _projector(self, at: Sketch) -> Sketch:
@@ -261,7 +261,7 @@ class Forecast:
             takes = method.takes_cls and shape.vit.hands_cls and not at.took_cls and at.frames == 1
             n, cls = n + int(takes), cls and not takes
             self._signals("projector", method, self.host.encoder_depth - 1, list(at.blocks), n, at.frames)
-            self._own("projector", method, n, count)
+            self._own("projector", method, n, count, grid=at.grid)
         hook = hook_of(method)
         rows = n if hook in (None, "after") else count if hook == "before" else 0
         if at.mixed and first in (None, "after"):

@@ -99,13 +99,16 @@ class Ledger:
     __hash__ = None
 
 
-def method_flops(method: Compressor, shape: HostShape, stage: str, n: int, count: int, text: int = 0) -> int:
-    """A method's own matrix FLOPs in one call on one row (at `decode`: on one layer with `text` other entries)."""
+def method_flops(
+    method: Compressor, shape: HostShape, stage: str, n: int, count: int, text: int = 0, grid: Grid | None = None
+) -> int:
+    """A method's own matrix FLOPs in one call on one row (at `decode`: on one layer with `text` other entries); `grid`
+    is that of its tokens, one frame where it is None."""
     vit, decoder = shape.vit, shape.decoder
     projected = stage == "prefill" or (stage == "projector" and getattr(method, "hook", "after") == "after")
     dim = decoder.head_dim if stage == "decode" else decoder.dim if projected else vit.dim * vit.merge
     key_dim = decoder.head_dim if stage == "prefill" else vit.dim // vit.heads
-    return method.flops(n, count, dim, key_dim=key_dim, heads=decoder.kv_heads, text=text)
+    return method.flops_on(grid or (1, 1, n), n, count, dim, key_dim=key_dim, heads=decoder.kv_heads, text=text)
 
 
 def vit_mlp(shape: ViTShape, n: int) -> int:

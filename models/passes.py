@@ -59,7 +59,7 @@ class Pass(Books):
             for lane, view in zip(self.lanes[row], self.rows[row].views, strict=True):
                 count = keep_count(view.n, ratio)
                 grids.append(self.host.resized(method, view.grid, count))
-                self._charge([lane], "input", method, view.n, count)
+                self._charge([lane], "input", method, view.n, count, view.grid)
             self.laid[row] = self.host.relaid(self.rows[row], grids)
         rows = zip(self._blind, self.laid, strict=True)
         self._finish("input", [0 if blind else row.shape.n_tokens for blind, row in rows])
@@ -179,7 +179,7 @@ class Pass(Books):
                 old = [with_cls(state) for state in old]
             x, riders = stack(old, self._seeds(members))
             signals = self.ask.behind_tower(method, members, x, "outside")
-            self._charge(members, "outside", method, riders.n, count)
+            self._charge(members, "outside", method, riders.n, count, riders.grid)
             for i, state in zip(members, act(method, x, riders, count, signals, "outside", old), strict=True):
                 states[i] = state
         self._finish("outside", states=states)
@@ -201,7 +201,7 @@ class Pass(Books):
                 new = self._projected(members, new, mixed)
             if method is not None:
                 x, riders = stack(new, self._seeds(members))
-                self._charge(members, "projector", method, riders.n, count)
+                self._charge(members, "projector", method, riders.n, count, riders.grid)
                 new = act(method, x, riders, count, signals, "projector", new)
             if hook == "before":
                 new = self._projected(members, new, {})

@@ -258,16 +258,16 @@ class TestReducers:
 
     @pytest.mark.parametrize("key", of(Reducer), ids=label)
     def test_flops_that_depend_on_the_width_of_keys_are_not_told_without_it(self, key):
-        method = ready(key)
-        if method.flops(12, 5, 8, key_dim=6) != method.flops(12, 5, 8, key_dim=12):
+        method, grid = ready(key), (1, 3, 4)
+        if method.flops_on(grid, 12, 5, 8, key_dim=6) != method.flops_on(grid, 12, 5, 8, key_dim=12):
             with pytest.raises(ValueError, match=f"{key[1]}: flops needs key_dim"):
-                method.flops(12, 5, 8)
+                method.flops_on(grid, 12, 5, 8)
 
     @pytest.mark.parametrize(("key", "grid", "count"), cases(Reducer), ids=label)
     def test_flops_are_those_of_its_matrix_products(self, key, grid, count, tokens_for, matrix_flops):
         tokens, method = tokens_for(key, grid, batch=2), ready(key, grid)
         measured = matrix_flops(lambda: method.reduce(tokens, count)) / 2
-        told = method.flops(tokens.n, count, tokens.x.shape[-1], key_dim=tokens.signals["keys"].shape[-1])
+        told = method.flops_on(grid, tokens.n, count, tokens.x.shape[-1], key_dim=tokens.signals["keys"].shape[-1])
         assert told == pytest.approx(measured, rel=0.01)
 
 
@@ -319,7 +319,7 @@ class TestResamplers:
     def test_flops_are_those_of_its_matrix_products(self, key, grid, count, tokens_for, matrix_flops):
         tokens, method = tokens_for(key, grid, batch=2), ready(key, grid)
         measured = matrix_flops(lambda: method.resample(tokens, count)) / 2
-        told = method.flops(tokens.n, count, tokens.x.shape[-1], key_dim=tokens.signals["keys"].shape[-1])
+        told = method.flops_on(grid, tokens.n, count, tokens.x.shape[-1], key_dim=tokens.signals["keys"].shape[-1])
         assert told == pytest.approx(measured, rel=0.01)
 
 
