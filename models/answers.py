@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from foveate.models.decoder import Continuation, greedy
+from foveate.models.behind import Continuation, greedy
 from foveate.models.errors import BadInput
 from foveate.models.host import Score
 from foveate.models.inputs import padded

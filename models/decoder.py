@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from foveate.models.errors import UnsupportedModel
 from foveate.models.placing import device_of
-from foveate.models.ragged import exists, packed, unpacked
+from foveate.models.ragged import packed, unpacked
 from foveate.plans.cost import DecoderShape
 
 DECODERS = ("llama", "qwen2", "mistral", "qwen3", "qwen2_5_vl_text", "qwen3_vl_text")
@@ -133,10 +133,14 @@ class LayerCache:
         return sum(x.untyped_storage().nbytes() for x in (self.keys, self.values))
 
 
-class _Held:
+class Held:
     """What a HF layer takes for a cache: puts the kept entries in front of the new ones and remembers both.
 
     Entries of heads that differ stay packed; they lie side by side only while their layer runs.
+
+    Attributes:
+        ragged: the cache in front where heads differ, else None.
+        keys, values: (B, K, S, e) all entries; those behind `ragged` where heads differ; None before there are any.
     """
 
     def __init__(self, cache: LayerCache | None = None) -> None:
@@ -144,14 +148,31 @@ class _Held:
         plain = cache is not None and cache.heads is None
         self.keys, self.values = (cache.keys, cache.values) if plain else (None, None)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its entries lie."""
+        return self.keys.device if self.ragged is None else self.ragged.keys.device
+
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Takes in new entries; all of them."""
         if self.keys is not None:
             keys, values = torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
         self.keys, self.values = keys, values
+        return self.whole()
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """Keys and values, side by side."""
         if self.ragged is None:
-            return keys, values
+            return self.keys, self.values
         front = [unpacked(x, self.ragged.heads) for x in (self.ragged.keys, self.ragged.values)]
-        return torch.cat([front[0], keys], dim=2), torch.cat([front[1], values], dim=2)
+        return torch.cat([front[0], self.keys], dim=2), torch.cat([front[1], self.values], dim=2)
+
+    def reorder(self, rows: Tensor, same: bool) -> None:
+        """Row i becomes what row `rows[i]` was; `same`: packed entries of both are alike."""
+        if self.keys is not None:
+            self.keys, self.values = self.keys[rows], self.values[rows]
+        if self.ragged is not None and not same:
+            self.ragged = self.ragged.at(rows)
 
 
 class Decoder:
@@ -242,7 +263,7 @@ class Decoder:
             s = stream.x.shape[1]
             mask = self.additive(torch.ones(1, 1, s, s, dtype=torch.bool, device=stream.x.device).tril(), stream.x)
             mask = mask if weight is None else mask + self.log_weight(weight, mask)
-        held = _Held()
+        held = Held()
         with _watching(self.layers[index].post_attention_layernorm, watched) as seen:
             out = self.layers[index](
                 stream.x,
@@ -284,100 +305,3 @@ def _watching(part: nn.Module, wanted: bool) -> Iterator[list[Tensor]]:
     finally:
         if hook is not None:
             hook.remove()
-
-
-class Continuation:
-    """Tokens behind a cache: layer by layer, each with its own length and positions. The caches given are not changed.
-
-    Args:
-        decoder: the opened model.
-        caches: one per layer; rows are those of `rows`.
-        rows: (R,) which rows of the caches to go on from; a row may be taken several times.
-        keep_inputs: `inputs` holds what each layer read of the tokens fed last.
-    """
-
-    def __init__(self, decoder: Decoder, caches: Sequence[LayerCache], rows: Tensor, keep_inputs: bool = False) -> None:
-        self.decoder, self.keep_inputs = decoder, keep_inputs
-        self.inputs: list[Tensor] = []
-        self.fed = 0
-        self.held, self.valid, self.next_place, self.weight = [], [], [], []
-        everything = rows.tolist() == list(range(caches[0].length.numel()))
-        for c in caches:
-            part = c if everything else replace(c, stream=None).at(rows)
-            self.held.append(_Held(part))
-            self.valid.append(self._valid(part))
-            self.next_place.append(part.next_place)
-            self.weight.append(part.weight)
-
-    def _valid(self, cache: LayerCache) -> Tensor:
-        """(R, 1, S) bool, the entries that exist; (R, query heads, S) where heads differ."""
-        if cache.heads is None:
-            return exists(cache.length[:, None], cache.keys.shape[2])
-        groups = self.decoder.heads // self.decoder.kv_heads
-        return exists(cache.heads, int(cache.heads.max())).repeat_interleave(groups, dim=1)
-
-    def feed(self, ids: Tensor) -> Tensor:
-        """Token ids (R, Q), causal among themselves -> hidden states (R, Q, D) behind the last layer."""
-        q = ids.shape[1]
-        x = self.decoder.embed(ids)
-        own = torch.ones(q, q, dtype=torch.bool, device=ids.device).tril().expand(ids.shape[0], q, q)
-        offset = torch.arange(self.fed, self.fed + q, device=ids.device)
-        rotation, seen, place = None, None, None
-        for index, held in enumerate(self.held):
-            device = self.decoder.devices[index]
-            if x.device != device:
-                x, own, offset, seen = x.to(device), own.to(device), offset.to(device), None
-            if seen is None or not torch.equal(seen, self.next_place[index]):
-                seen = self.next_place[index]
-                place = seen[:, None] + offset
-                rotation = self.decoder.rotation(x, place[..., None].expand(-1, -1, self.decoder.coordinates))
-            if self.keep_inputs:
-                self.inputs = [*self.inputs[:index], x]
-            valid = self.valid[index]
-            before, new = valid[:, :, None].expand(-1, -1, q, -1), own[:, None].expand(-1, valid.shape[1], -1, -1)
-            allowed = torch.cat([before, new], dim=-1)
-            mask, weight = allowed, self.weight[index]
-            if self.decoder.eager or weight is not None:
-                mask = self.decoder.additive(allowed, x)
-                mask = mask if weight is None else mask + self.decoder.log_weight(weight, mask)
-            x = self.decoder.layers[index](
-                x,
-                attention_mask=mask,
-                position_ids=place if self.decoder.coordinates == 1 else None,
-                past_key_values=held,
-                use_cache=True,
-                position_embeddings=rotation,
-            )
-            self.valid[index] = allowed[:, :, -1]
-        self.fed += q
-        return x
-
-
-def greedy(
-    decoder: Decoder, caches: Sequence[LayerCache], first: Tensor, ends: frozenset[int], limit: int
-) -> list[list[int]]:
-    """Greedy decoding.
-
-    Args:
-        decoder: the opened model.
-        caches: one per layer, B rows.
-        first: (B, V) logits behind the prompt.
-        ends: ids that end a row.
-        limit: most tokens of a row, at least 1.
-    Returns:
-        The ids of each row, its end token included where it came.
-    """
-    out: list[list[int]] = [[] for _ in range(first.shape[0])]
-    live = torch.arange(first.shape[0], device=first.device)
-    run, logits = Continuation(decoder, caches, live), first
-    done = [False] * len(out)
-    for step in range(limit):
-        token = logits.argmax(-1)
-        for row, t in enumerate(token.tolist()):
-            if not done[row]:
-                out[row].append(t)
-                done[row] = t in ends
-        if all(done) or step == limit - 1:
-            break
-        logits = decoder.logits(run.feed(token[:, None])[:, -1])
-    return out

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from foveate.models.decoder import Continuation
+from foveate.models.behind import Continuation
 from foveate.models.host import Host
 from foveate.models.inputs import Row
 from foveate.models.passes import Pass

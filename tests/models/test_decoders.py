@@ -12,7 +12,8 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextMod
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
 from foveate.compressors.base import Reducer, Reduction
-from foveate.models.decoder import Continuation, Decoder
+from foveate.models.behind import Continuation
+from foveate.models.decoder import Decoder
 from foveate.models.decoder_signals import At, last_query, last_state_attention, received
 from foveate.models.inputs import Framed, Row, View
 from foveate.models.prefill import Cut, Prefill
