@@ -55,14 +55,12 @@ class Books:
         self.ledger = [Ledger() for _ in range(b)]
         self.counts: dict[str, list] = {}
         self.states: dict[str, list[VisualState]] = {}
-        self.traces: list[Trace | None] = [None] * len(self.lane_of)
         self.logits: Tensor | None = None
         self.generated: list[list[int]] = []
         self._blind = [False] * b
         self._opened: Prefill | None = None
         self._caches: list[LayerCache] = []
         self._done: list[str] = []
-        self._peeked: list[Trace | None] = list(self.traces)
         self._guided = STAGES.index("prefill")  # the first stage that another question makes anew
         self.ask = Asker(self)
 
@@ -76,6 +74,8 @@ class Books:
             frames, first = self.laid[row].views[view].grid[0], len(self.lane_of)
             self.units.append(list(range(first, first + frames)))
             self.lane_of += [lane] * frames
+        self.traces: list[Trace | None] = [None] * len(self.lane_of)
+        self._peeked: list[Trace | None] = list(self.traces)
 
     def __len__(self) -> int:
         return len(self.rows)

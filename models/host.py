@@ -190,7 +190,11 @@ class Host(ABC):
         """What `relaid` makes of a row's shape. Raises: HostError where that cannot be told from the shape."""
         if shape.shown or shape.newlines:
             raise HostError(f"{self.name}: views of these prompts keep their grids")
-        return replace(shape, grids=tuple(grids))
+        words = 0
+        if shape.frames > 1 and shape.layouts:  # all views are videos that bring words along
+            each = zip(shape.layouts, shape.grids, grids, strict=True)
+            words = sum(film.by_frames[new[0] - 1] - film.by_frames[old[0] - 1] for film, old, new in each)
+        return replace(shape, grids=tuple(grids), n_text=max(1, shape.n_text + words))  # 1: masks leave words out
 
     def refuses(self, stage: str, method: type[Compressor]) -> str | None:
         """This family's own reason why a method cannot run at a stage, or None."""
@@ -283,7 +287,7 @@ class Host(ABC):
     def resized(self, knob: InputKnob, grid: Grid, count: int) -> Grid:
         """The grid that an input knob wants of a view. Raises: CountMismatch where it has more tokens than asked."""
         wanted = knob.target(grid, count)
-        if wanted[0] != grid[0] or min(wanted) < 1 or wanted[0] * wanted[1] * wanted[2] > count:
+        if wanted[0] > grid[0] or min(wanted) < 1 or wanted[0] * wanted[1] * wanted[2] > count:
             raise CountMismatch(f"{knob.name}: grid {wanted} for at most {count} tokens of {grid}")
         return wanted
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,8 @@ from torch import Tensor
 from foveate.compressors.base import Grid
 from foveate.models.boxes import WHOLE, Box
 from foveate.models.errors import BadInput, HostError
-from foveate.models.rows import CLS, NEWLINE, TEXT, Film, Framed, PromptShape, Row, View, extent
-from foveate.tasks.clip import Clip, VideoError
+from foveate.models.rows import CLS, NEWLINE, TEXT, Film, FilmWords, Framed, PromptShape, Row, View, extent
+from foveate.tasks.clip import Clip, VideoError, middles
 from foveate.tasks.images import PictureError, open_picture
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ class Inputs(ABC):
             wanted = tuple(grids[at : at + len(picture.views)])
             at += len(picture.views)
             same = wanted == tuple(view.grid for view in picture.views)
-            pictures.append(picture if same else self.refit(picture, wanted))
+            pictures.append(picture if same else self.refit(fewer(picture, wanted[0][0]), wanted))
         return self.laid(pictures, row.question, row.prompt, self.ids(row.prompt), row.seed)
 
     def laid(
@@ -301,18 +302,52 @@ def one_view(view: View, token: int, size: tuple[int, int], cls: bool = False, f
     return Framed((view,), (token,) * len(position), np.zeros(len(position), np.int64), position, size, film=film)
 
 
-def in_words(tokenizer: Any, text: str, token: int, view: View, size: tuple[int, int], film: Film) -> Framed:
-    """A video of one view whose prompt entries are words, and one of its tokens in order wherever `token` stands.
+def fewer(picture: Framed, frames: int) -> Framed:
+    """A video with some frames of its grid alone, at even distances, not yet laid out anew; a picture as it is."""
+    view = picture.views[0]
+    if picture.film is None or frames == view.grid[0]:
+        return picture
+    which = _shown(picture.film, view, frames)
+    return replace(
+        picture, views=(View(view.pixels[which], (frames, *view.grid[1:])),), film=picture.film.at(which.tolist())
+    )
 
+
+def _shown(film: Film, view: View, frames: int) -> np.ndarray:
+    """Which frames of a video stay where so many frames of its grid do."""
+    return middles(frames * (len(view.pixels) // view.grid[0]), len(film.seconds))
+
+
+def in_words(
+    tokenizer: Any,
+    write: Callable[[Film, str], str],
+    marker: str,
+    view: View,
+    size: tuple[int, int],
+    film: Film,
+) -> Framed:
+    """A video of one view whose prompt entries are words, and one of its tokens in order wherever a marker stands.
+
+    Args:
+        tokenizer: of the model.
+        write: the text of a film, given what stands for each frame of the grid.
+        marker: stands for one token.
+        view: the video.
+        size: (height, width) as it was given.
+        film: its times.
     Raises:
         HostError: markers and tokens do not match.
     """
-    ids = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"])
-    seen = ids == token
+    t, h, w = view.grid
+    short = [write(film.at(_shown(film, view, n)), marker) for n in range(1, t)]
+    *some, ids = tokenizer([*short, write(film, marker * (h * w))], add_special_tokens=False)["input_ids"]
+    seen = np.asarray(ids) == tokenizer.convert_tokens_to_ids(marker)
     if seen.sum() != view.n:
         raise HostError(f"{int(seen.sum())} markers in a video's text for {view.n} tokens")
     position = np.where(seen, seen.cumsum() - 1, TEXT)
-    return Framed((view,), tuple(ids.tolist()), np.where(seen, 0, -1), position, size, film=film)
+    words = (*(len(each) - n for n, each in enumerate(some, start=1)), len(ids) - view.n)
+    layout = FilmWords(words) if t > 1 else None
+    return Framed((view,), tuple(ids), np.where(seen, 0, -1), position, size, layout, film=film)
 
 
 def film_of(clip: Clip) -> Film:

@@ -50,7 +50,7 @@ class Pass(Books):
 
     @_graded
     def resize(self, knob: Methods = None, keep: Keeps = 1.0) -> None:
-        """Stage `input`: smaller pictures; position embeddings are interpolated to the new grids."""
+        """Stage `input`: smaller pictures, fewer frames; position embeddings are interpolated to the new grids."""
         self._reach("input")
         for row, (method, ratio) in enumerate(self._choices("input", knob, keep)):
             if method is None:
@@ -62,6 +62,7 @@ class Pass(Books):
                 self._charge([lane], "input", method, view.n, count, view.grid)
             self.laid[row] = self.host.relaid(self.rows[row], grids)
         rows = zip(self._blind, self.laid, strict=True)
+        self._number()
         self._finish("input", [0 if blind else row.shape.n_tokens for blind, row in rows])
 
     @_graded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,6 +30,21 @@ class Film:
     def rate(self) -> float:
         """Frames shown for each second of the video."""
         return len(self.seconds) / self.duration
+
+    def at(self, which: Sequence[int] | np.ndarray) -> Film:
+        """Some of the frames, ascending."""
+        return Film(tuple(self.seconds[i] for i in which), self.duration)
+
+
+@dataclass(frozen=True)
+class FilmWords:
+    """Words of a prompt that a video of several frames brings along.
+
+    Attributes:
+        by_frames: how many there are with 1, 2 ... T of the T frames of its grid, at even distances.
+    """
+
+    by_frames: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -43,7 +43,17 @@ class Clip:
             raise VideoError(f"video: needs a uint8 array (T, H, W, 3), got {frames.dtype} {frames.shape}")
         return cls(frames, np.arange(len(frames)) / fps, len(frames) / fps, len(frames))
 
+    def at(self, which: np.ndarray) -> Self:
+        """Some of the frames, ascending; the video stays as long as it is."""
+        return replace(self, frames=self.frames[which], seconds=self.seconds[which])
+
     @property
     def middle(self) -> np.ndarray:
         """(H, W, 3) uint8: the frame in the middle, for who looks at one."""
         return self.frames[len(self.frames) // 2]
+
+
+def middles(n: int, total: int) -> np.ndarray:
+    """min(n, total) of `total` indices at even distances, ascending: the middles of n equal parts."""
+    n = min(n, total)
+    return (2 * np.arange(n) + 1) * total // (2 * n)

@@ -22,7 +22,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image
 
-from foveate.tasks.clip import Clip, VideoError
+from foveate.tasks.clip import Clip, VideoError, middles
 from foveate.tasks.images import MAX_PIXELS
 
 FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "ivf", "h264", "hevc", "gif")
@@ -173,7 +173,7 @@ class _Index:
 
     def evenly(self, n: int) -> np.ndarray:
         """At most n frames: the middles of n equal parts."""
-        return _middles(n, len(self.seconds))
+        return middles(n, len(self.seconds))
 
     def at_rate(self, fps: float, most: int | None) -> np.ndarray:
         """The frames shown at 0, 1/fps, 2/fps ..., each once; thinned out evenly where they are more than `most`."""
@@ -181,13 +181,7 @@ class _Index:
         edges = np.ceil((np.append(self.seconds, self.duration) - SLACK) * fps)
         edges[-1] = max(edges[-1], 1.0)
         which = np.flatnonzero(edges[:-1] < edges[1:])
-        return which if most is None else which[_middles(most, len(which))]
-
-
-def _middles(n: int, total: int) -> np.ndarray:
-    """min(n, total) of `total` indices at even distances, ascending."""
-    n = min(n, total)
-    return (2 * np.arange(n) + 1) * total // (2 * n)
+        return which if most is None else which[middles(most, len(which))]
 
 
 def _read(place: Path, index: _Index, which: np.ndarray, side: int | None) -> np.ndarray:

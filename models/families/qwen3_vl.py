@@ -75,13 +75,15 @@ class Qwen3Inputs(QwenInputs):
 
     def told(self, view: View, size: tuple[int, int], film: Film) -> Framed:
         """See `QwenInputs.told`. Raises: HostError where markers and tokens do not match."""
+        return in_words(self.tokenizer, self._text, self.video_token, view, size, film)
+
+    def _text(self, film: Film, run: str) -> str:
+        """The text in a video's place, with the markers of one frame of its grid."""
         seconds = [*film.seconds, *[film.seconds[-1]] * (-len(film.seconds) % self.together)]
         times = zip(seconds[:: self.together], seconds[self.together - 1 :: self.together], strict=True)
         start = getattr(self.tokenizer, "vision_start_token", "<|vision_start|>")
         end = getattr(self.tokenizer, "vision_end_token", "<|vision_end|>")
-        run = f"{start}{self.video_token * (view.grid[1] * view.grid[2])}{end}"
-        text = "".join(f"<{(first + last) / 2:.1f} seconds>{run}" for first, last in times)
-        return in_words(self.tokenizer, text, self.video_token_id, view, size, film)
+        return "".join(f"<{(first + last) / 2:.1f} seconds>{start}{run}{end}" for first, last in times)
 
     def step(self, picture: Framed) -> float:
         """See `QwenInputs.step`: each frame stands between words, and is numbered as a picture."""

@@ -130,8 +130,7 @@ class TiledInputs(Inputs):
 
     def film_told(self, view: View, size: tuple[int, int], film: Film) -> Framed:
         """A video with its prompt entries. Raises: HostError, see `in_words`."""
-        text = self.film_text(film, self.image_token * (view.grid[1] * view.grid[2]))
-        return in_words(self.tokenizer, text, self.image_token_id, view, size, film)
+        return in_words(self.tokenizer, self.film_text, self.image_token, view, size, film)
 
     def film_text(self, film: Film, run: str) -> str:
         """The text in a video's place.

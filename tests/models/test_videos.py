@@ -22,6 +22,7 @@ pytestmark = pytest.mark.fast
 PLANS = [
     UNCOMPRESSED,
     Plan.of(input=("downsample", 0.5)),
+    Plan.of(input=("frames", 0.67), outside=("visionzip", 0.25)),
     Plan.of(encoder=("tome", 0.5)),
     Plan.of(encoder=("saint", 0.5)),
     Plan.of(outside=("egoprune", 0.5)),
@@ -123,6 +124,32 @@ def test_torch_counts_what_the_ledger_says(folders, tiny, plan):
         p.run(plan)
         p.decode(max_new_tokens=3)
     assert p.ledger[0].matrix_total == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_fewer_frames_are_the_video_of_those_frames(host, tiny):
+    clip = Clip.of(frames(tiny, 0, 5), 2.0)
+    p = host.open([tiny.picture(9), clip, clip], ["left ?"] * 3)
+    p.resize([None, make("input", "frames"), None], [1.0, 0.65, 1.0])
+    assert p.counts["input"] == [16, 48, 80] and [len(units) for units in p.units] == [1, 3, 5]
+    p.decode(max_new_tokens=3)
+    fewer = host.open([clip.at(np.array([0, 2, 4]))], ["left ?"])
+    fewer.decode(max_new_tokens=3)
+    assert p.generated[1] == fewer.generated[0] and torch.allclose(p.logits[1], fewer.logits[0], atol=1e-5)
+    assert p.laid[1].pictures[0].film.seconds == (0.0, 1.0, 2.0)
+    assert p.ledger[1].total == fewer.ledger[0].total < p.ledger[2].total
+    fork = p.fork([1, 0])
+    assert [len(units) for units in fork.units] == [3, 1]
+    assert fork.next_turn(["what ?", "what ?"]).laid[0].views[0].grid == (3, 4, 4)
+
+
+def test_less_than_one_frame_is_refused_and_masked(host, tiny):
+    shape = host.open([frames(tiny, 0)], ["left ?"]).shapes[0]
+    with pytest.raises(ValueError, match="frames: count 12 is below 16, one whole frame"):
+        host.forecast(Plan.of(input=("frames", 0.25)), shape)
+    choices = {"input": (Choice("frames", 0.25), Choice("frames", 0.5), Choice("downsample", 0.25))}
+    masks = Masks(host, ActionTable.from_portfolio(Portfolio("frames", choices)))
+    assert masks.mask("input", UNCOMPRESSED, shape).sum() == 3
+    assert masks.mask("input", UNCOMPRESSED, host.open([tiny.picture(0)], ["left ?"]).shapes[0]).sum() == 2
 
 
 def test_features_of_a_video_are_finite_and_paid_for_as_forecast(host, tiny):

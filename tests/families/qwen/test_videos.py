@@ -11,7 +11,7 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as smart_resize_all
 from transformers.video_utils import VideoMetadata
 
-from foveate.compressors.registry import COMPRESSORS
+from foveate.compressors.registry import COMPRESSORS, make
 from foveate.models.errors import BadInput, HostError
 from foveate.plans.plan import UNCOMPRESSED, Plan
 from foveate.tasks.clip import Clip
@@ -117,6 +117,7 @@ def test_frames_are_shown_at_the_size_of_hfs_processor(host, kind, size):
     [
         UNCOMPRESSED,
         Plan.of(input=("downsample", 0.5)),
+        Plan.of(input=("frames", 0.67), outside=("stride", 0.5)),
         Plan.of(outside=("visionzip", 0.25)),
         Plan.of(projector=("meteor", 0.5), prefill=("fastv", 0.5)),
         Plan.of(outside=("stride", 0.5), decode=("look_m", 0.5)),
@@ -125,8 +126,8 @@ def test_frames_are_shown_at_the_size_of_hfs_processor(host, kind, size):
 )
 def test_a_forecast_is_the_ledger_and_tokens_keep_their_times(host, tiny, plan):
     p = host.open([[clip(tiny, 0, 6)], [tiny.picture(9)]], tiny.QUESTIONS[:2])
-    if plan["projector"].method == "meteor":
-        with pytest.raises(HostError, match="meteor: is for videos"):
+    if plan["projector"].method == "meteor" or plan["input"].method == "frames":
+        with pytest.raises(HostError, match="(meteor|frames): is for videos"):
             host.forecast(plan, p.shapes[1])
         p = p.fork([0])
     p.run(plan)
@@ -138,6 +139,19 @@ def test_a_forecast_is_the_ledger_and_tokens_keep_their_times(host, tiny, plan):
     if ("projector", plan["projector"].method) not in COMPRESSORS or not kept.any():
         return
     assert stream.place[0][kept].tolist() == row.place[entry[kept].numpy()].tolist()
+
+
+@pytest.mark.parametrize(("t", "which"), [(6, [0, 2, 3, 5]), (5, [0, 1, 3, 4])])
+def test_fewer_frames_are_the_video_of_those_frames(host, tiny, t, which):
+    whole = clip(tiny, 0, t)
+    p = host.open([whole], tiny.QUESTIONS[:1])
+    p.resize(make("input", "frames"), 0.67)
+    wanted = host.inputs.row(whole.at(np.array(which)), tiny.QUESTIONS[0], 0)
+    got = p.laid[0]
+    assert got.views[0].grid[0] == 2 and got.pictures[0].film == wanted.pictures[0].film
+    if got.shape == wanted.shape:  # Qwen3's frames share their pixels: fewer of them are shown larger
+        assert np.array_equal(got.views[0].pixels, wanted.views[0].pixels) and np.array_equal(got.ids, wanted.ids)
+    assert host.reshaped(p.rows[0].shape, [got.views[0].grid]).n_text == got.shape.n_text
 
 
 def test_a_question_that_holds_the_video_token_is_refused(host, tiny):
