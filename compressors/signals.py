@@ -25,6 +25,8 @@ SHAPES: dict[str, str] = {
     "token j; CLS has neither row nor column, and rows are not normalised again without it",
     "keys": "(B, N, d) keys of one ViT block, mean over heads",
     "block_states": "(B, N, C) states of the tokens behind one ViT block, for methods that act behind the tower",
+    "cls_states": "(B, N, C) state behind one ViT block of the CLS of the frame that each token shows; without CLS, or "
+    "where the connector merges patches, the mean of the frame's tokens there",
     "features": "(B, N, C) the tokens as they come to the projector, for methods that act behind it",
     "text_similarity": "(B, N) cosine of each token, projected by the text tower's partner, with the question's vector",
     "phrase_similarity": "(B, 3, N) largest cosine of each token with the question's entities, with its actions, and "

@@ -53,6 +53,7 @@ def random_tokens(
         "keys": torch.randn(batch, n, key_dim, generator=generator),
         "visual_keys": torch.randn(batch, n, key_dim, generator=generator),
         "block_states": torch.randn(batch, n, dim, generator=torch.Generator().manual_seed(seed + 2)),
+        "cls_states": torch.randn(batch, n, dim, generator=torch.Generator().manual_seed(seed + 7)),
         "features": torch.randn(batch, n, key_dim, generator=torch.Generator().manual_seed(seed + 1)),
         "text_similarity": torch.rand(batch, n, generator=generator) * 2 - 1,
         "phrase_similarity": torch.rand(batch, 3, n, generator=generator) * 2 - 1,

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from foveate.models.passes import Pass
 
 STATES = "block_states"
-BEHIND_TOWER = (*compute.ATTENTION_KINDS, STATES)
+CLS_STATES = "cls_states"
+BEHIND_TOWER = (*compute.ATTENTION_KINDS, STATES, CLS_STATES)
 """Kinds that are read in a block of the tower by methods standing behind it."""
 
 Trace = tuple[EncoderGroup, int]
@@ -114,7 +115,9 @@ class Asker:
         kept, history, out = group.inputs[block].at(index), group.history.at(index), {}
         if states := [signal.key for signal in asked if signal.kind == STATES]:
             out |= dict.fromkeys(states, self._states(group, index, block, with_cls))
-        asked = [signal for signal in asked if signal.kind != STATES]
+        if of_cls := [signal.key for signal in asked if signal.kind == CLS_STATES]:
+            out |= dict.fromkeys(of_cls, self._cls_states(group, index, block, with_cls))
+        asked = [signal for signal in asked if signal.kind not in (STATES, CLS_STATES)]
         if not asked:
             return out
         kinds, grid = sorted({signal.kind for signal in asked}), group.riders.grid
@@ -134,6 +137,12 @@ class Asker:
         value = tower.tokens(x[:, tower.first :], group.riders.grid)
         value = carry_signal(STATES, value, group.history.at(index).since(block + 1))
         return torch.cat([x[:, : tower.first], value], dim=1) if with_cls else value
+
+    def _cls_states(self, group: EncoderGroup, index: Tensor, block: int, with_cls: bool) -> Tensor:
+        """The state of CLS behind a block, or the mean where none is handed on, for each token that left: as free."""
+        tower, tokens = self.host.tower, self._states(group, index, block, with_cls)
+        one = tower.behind(group, block)[index, :1] if tower.hands_cls else tokens.mean(dim=1, keepdim=True)
+        return one.expand_as(tokens)
 
     def cls_attention(self, view: int, stage: str) -> np.ndarray:
         """(n,) float32: attention of CLS in the last block on a view's tokens behind the tower, mean over heads.

@@ -133,7 +133,8 @@ class Host(ABC):
         self.parts()
         self.device = device_of(self.decoder.model.embed_tokens)
         self.dtype = self.decoder.head.weight.dtype
-        kinds = {"keys", "features", "block_states", "cls_attention", "received_attention", "frame_vectors", "cls_rank"}
+        kinds = {"keys", "features", "block_states", "cls_states", "cls_attention", "received_attention"}
+        kinds |= {"frame_vectors", "cls_rank"}
         kinds |= {*DECODER_KINDS, *DECODE_KINDS}
         kinds |= {"attention_map"} if self.tower.merge == 1 else set()  # of tokens, which units of patches have not
         beside = {"text_similarity", "frame_similarity", "phrase_similarity"} if text else set()

@@ -52,6 +52,18 @@ def test_block_states_are_the_models_hidden_states_at_no_cost(host, eager, tiny)
     assert ("outside", "signals") not in {(stage, what) for stage, what, *_ in p.ledger[0].entries}
 
 
+@pytest.mark.parametrize("tower", ["clip", "siglip"])
+def test_states_of_cls_stand_at_every_token_or_the_mean_does(hosts, eager, tiny, tower):
+    host, (method, found) = hosts(tower=tower), spy([Signal("cls_states", layer, f"b{layer}") for layer in (0, 2)])
+    p = host.open([tiny.picture(0)], [tiny.questions[0]])
+    p.thin(method, 0.5)
+    vision, _ = eager({"tower": tower}, p)
+    for layer in (0, 2):
+        state = vision.hidden_states[layer + 1][0]
+        wanted = (state[0] if tower == "clip" else state.mean(0)).expand(16, -1)
+        assert torch.allclose(found[f"cls_states.b{layer}"][0], wanted, atol=1e-4), layer
+
+
 def test_block_states_follow_tokens_that_went_later(host, tiny):
     states = [Signal("block_states", 0, "early"), Signal("block_states", 2, "last")]
     method, found = spy(states, "projector")
