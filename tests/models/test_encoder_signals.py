@@ -54,7 +54,8 @@ def test_block_states_are_the_models_hidden_states_at_no_cost(host, eager, tiny)
 
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
 def test_states_of_cls_stand_at_every_token_or_the_mean_does(hosts, eager, tiny, tower):
-    host, (method, found) = hosts(tower=tower), spy([Signal("cls_states", layer, f"b{layer}") for layer in (0, 2)])
+    asked = [Signal("cls_states", layer, f"b{layer}") for layer in (0, 2)]
+    host, (method, found) = hosts(tower=tower), spy(asked, "outside")
     p = host.open([tiny.picture(0)], [tiny.questions[0]])
     p.thin(method, 0.5)
     vision, _ = eager({"tower": tower}, p)
