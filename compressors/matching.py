@@ -47,17 +47,35 @@ def bipartite(metric: Tensor, size: Tensor, r: int) -> Reduction:
     Returns:
         Slots in the order [even indices that stay, ascending; odd indices], each anchored at its own token.
     """
-    b, n, _ = metric.shape
+    n = metric.shape[1]
     best, partner = cosine(metric[:, ::2], metric[:, 1::2]).max(dim=-1)  # (B, N_even); ties: the lower index
+    return mean_by_size(*sent(best, partner, n, r), size)
+
+
+def mean_by_size(anchor: Tensor, into: Tensor, size: Tensor) -> Reduction:
+    """Slots (B, K) that are means by size (B, N) of the tokens that go into them (B, N)."""
+    total = torch.zeros(anchor.shape, device=size.device).scatter_add_(1, into, size)
+    return Reduction(anchor, into.unsqueeze(-1), (size / total.gather(1, into)).unsqueeze(-1))
+
+
+def sent(best: Tensor, partner: Tensor, n: int, r: int) -> tuple[Tensor, Tensor]:
+    """The r even ones of n that have the best partners go to these.
+
+    Args:
+        best: (B, n_even) how good each one's partner is; of equal ones the lower goes first.
+        partner: (B, n_even) int64 its number among the odd ones.
+        n: of even and odd ones together.
+        r: how many go.
+    Returns:
+        (B, n - r) int64 who is left: even ones that stay, ascending, then odd ones; (B, n) int64 where each is now.
+    """
+    b, device = best.shape[0], best.device
     order = best.argsort(dim=-1, descending=True, stable=True)
     source, stay = order[:, :r], order[:, r:].sort(dim=-1).values
-    odd = torch.arange(1, n, 2, device=metric.device).expand(b, -1)
-    anchor = torch.cat([2 * stay, odd], dim=1)  # (B, N - r)
-    slot = torch.empty(b, n, dtype=torch.int64, device=metric.device)
-    slot.scatter_(1, anchor, torch.arange(n - r, device=metric.device).expand(b, -1))
-    slot.scatter_(1, 2 * source, stay.shape[1] + partner.gather(1, source))
-    total = torch.zeros(b, n - r, device=metric.device).scatter_add_(1, slot, size)
-    return Reduction(anchor, slot.unsqueeze(-1), (size / total.gather(1, slot)).unsqueeze(-1))
+    anchor = torch.cat([2 * stay, torch.arange(1, n, 2, device=device).expand(b, -1)], dim=1)  # (B, n - r)
+    slot = torch.empty(b, n, dtype=torch.int64, device=device)
+    slot.scatter_(1, anchor, torch.arange(n - r, device=device).expand(b, -1))
+    return anchor, slot.scatter_(1, 2 * source, stay.shape[1] + partner.gather(1, source))
 
 
 def needs_width(name: str, key_dim: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from foveate.compressors.base import Reducer, Reduction, Tokens
-from foveate.compressors.matching import merge_down, merge_flops
+from foveate.compressors.matching import merge_down, merge_flops, needs_width
 from foveate.compressors.registry import register
 from foveate.compressors.schedules import evenly, falling
 from foveate.compressors.signals import Signal
@@ -50,8 +50,9 @@ class ToMe(Reducer):
         for block in reversed(range(depth)):
             left[block] = min(left[block], 2 * left[block + 1])
         if left[0] < n:
+            least = -(-n // 2**depth)
             raise ValueError(
-                f"tome: count {count} is below {-(-n // 2**depth)}: {depth} blocks can at most halve {n} tokens each"
+                f"{self.name}: count {count} is below {least}: {depth} blocks can at most halve {n} tokens each"
             )
         return falling(n, range(depth), left[1:])
 
@@ -59,4 +60,5 @@ class ToMe(Reducer):
         return merge_down(tokens.signals["keys"], tokens.size, count)
 
     def flops(self, n: int, count: int, dim: int, *, key_dim: int = 0, heads: int = 1, text: int = 0) -> int:
+        needs_width(self.name, key_dim)
         return merge_flops(n, count, key_dim)
