@@ -55,17 +55,28 @@ class Continuation:
             ids: the tokens, padded on the right.
             length: (R,) how many of them each row has; None = all. What stands behind means nothing.
         """
-        b, q = ids.shape
-        length = torch.full((b,), q, device=ids.device) if length is None else length
-        x = self.decoder.embed(ids)
-        own = torch.ones(q, q, dtype=torch.bool, device=ids.device).tril().expand(b, q, q)
-        offset = self.fed[:, None] + torch.arange(q, device=ids.device)
+        return self.run(self.decoder.embed(ids), length)
+
+    def run(self, x: Tensor, length: Tensor | None = None, added: Tensor | None = None) -> Tensor:
+        """The same of states (R, Q, D) in place of embedded tokens.
+
+        Args:
+            x: what enters the first layer.
+            length: as in `feed`.
+            added: (layers, D) what is added to the first of them before each layer.
+        """
+        b, q = x.shape[:2]
+        length = torch.full((b,), q, device=x.device) if length is None else length
+        own = torch.ones(q, q, dtype=torch.bool, device=x.device).tril().expand(b, q, q)
+        offset = self.fed[:, None] + torch.arange(q, device=x.device)
         there = exists(length, q)[:, None]
         rotation, seen, place = None, None, None
         for index, held in enumerate(self.held):
             device = self.decoder.devices[index]
             if x.device != device:
                 x, own, offset, there, seen = (*(t.to(device) for t in (x, own, offset, there)), None)
+            if added is not None:
+                x = torch.cat([x[:, :1] + added[index].to(x), x[:, 1:]], dim=1)
             if seen is None or not torch.equal(seen, self.next_place[index]):
                 seen = self.next_place[index]
                 place = seen[:, None] + offset
