@@ -112,8 +112,9 @@ def _prefilled(p: Pass) -> None:
 
 
 def drawn(method: Compressor, shapes: Sequence[Shape], draw: float) -> float:
-    """The keep ratio for a row: one of the counts that a method is trained at, by a number in [0, 1)."""
-    if not shapes:
+    """The keep ratio for a row: one of the counts that a method is trained at, by a number in [0, 1); 1 on a picture
+    where it is for videos."""
+    if not shapes or (method.modality == "video" and min(grid[0] for _, grid in shapes) == 1):
         return 1.0
     n, grid = shapes[0]
     counts = [count for count in method.training_counts(grid) if count < n]

@@ -108,7 +108,7 @@ def find(name: str, host: Host) -> tuple[str, Learned]:
     if len(found) != 1:
         wrong = "is several" if found else "is no method that is distilled"
         raise ValueError(f"{name!r} {wrong}; there are {', '.join(f'{s}:{n}' for s, n in known)}")
-    if (reason := host.forbids(*found[0])) is not None:
+    if (reason := host.forbids(*found[0], frames=2)) is not None:  # what is for videos may learn
         raise HostError(f"{host.name}: {reason}")
     return found[0][0], make(*found[0])
 
@@ -249,7 +249,7 @@ class Run:
         keeps = [drawn(self.method, shapes, draw) for shapes in batch.shapes]
         rows = [row for row, keep in enumerate(keeps) if keep < 1]
         if not rows:
-            raise HostError(f"{self.method.name}: there is no count that it could be trained at on these pictures")
+            raise HostError(f"{self.method.name}: there is no count that it could be trained at on these inputs")
         student, losses = batch.student(self.stage, self.method, keeps, learning=True), {}
         if self.by_features:
             new, old = views(student), views(batch.teacher)
