@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from foveate.compressors.signals import MissingSignal, Signal
+from foveate.compressors.signals import OF_ROW, MissingSignal, Signal
 from foveate.compressors.tokens import (
     Grid,
     KVCache,
@@ -132,6 +132,8 @@ class Compressor(ABC):
     def flops(self, n: int, count: int, dim: int, *, key_dim: int = 0, heads: int = 1, text: int = 0) -> int:
         """Matrix FLOPs (a multiply-add is 2) of its own arithmetic in one call on one row, signals apart.
 
+        A `Reducer`'s include those of applying its reduction to the features, see `tokens.apply_flops`.
+
         Args:
             n: tokens of the row (at `decode`: visual entries of each head).
             count: how many it is asked for.
@@ -159,22 +161,22 @@ class Compressor(ABC):
             n: tokens (visual entries) of each row.
             count: how many are asked for.
             signals: what the host gave.
-            rows: length of the axis that every signal must have; `n` where it is None.
+            rows: length of the axis that every signal of tokens must have; `n` where it is None.
 
         Raises:
-            ValueError: `count` is outside 1..n, or a signal has no axis of that length.
+            ValueError: `count` is outside 1..n, or a signal has no axis of that length; one of `OF_ROW`, another shape.
             MissingSignal: a signal that this instance reads is not there.
         """
         if not 1 <= count <= n:
             raise ValueError(f"{self.name}: count {count} is outside 1..{n}")
         rows = n if rows is None else rows
-        for key in sorted({signal.key for signal in self.signals(ANY_DEPTH)}):
+        for key, kind in sorted({(signal.key, signal.kind) for signal in self.signals(ANY_DEPTH)}):
             if key not in signals:
                 raise MissingSignal(f"{self.name}: the host gave no signal {key!r}")
-            if rows not in signals[key].shape[1:]:
-                raise ValueError(
-                    f"{self.name}: signal {key!r} has shape {tuple(signals[key].shape)}, wanted {rows} rows"
-                )
+            shape, whole = tuple(signals[key].shape), kind in OF_ROW
+            if len(shape) != 2 if whole else rows not in shape[1:]:
+                wanted = "a vector for each row" if whole else f"{rows} rows"
+                raise ValueError(f"{self.name}: signal {key!r} has shape {shape}, wanted {wanted}")
 
 
 class Reducer(Compressor):

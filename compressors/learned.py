@@ -63,6 +63,7 @@ class Learned(Compressor):
 
     Class attributes:
         rate: peak learning rate in training.
+        rates: others, of parameters below a module or with a name of their own: {"offset": 2e-5}.
         made_by: the command that makes its weights; one that is not distilled names another.
 
     Args:
@@ -71,6 +72,7 @@ class Learned(Compressor):
 
     learned = True
     rate: ClassVar[float] = 1e-3
+    rates: ClassVar[Mapping[str, float]] = {}
     made_by: ClassVar[str] = DISTILLED
 
     network: nn.Module | None = field(default=None, compare=False, repr=False, kw_only=True)
@@ -90,6 +92,10 @@ class Learned(Compressor):
         """Counts that training draws from, each entry with equal chance (an entry may stand there several times)."""
         reachable, n = self.reachable(grid), grid[0] * grid[1] * grid[2]
         return sorted({min(reachable, key=lambda count: abs(count - n * ratio)) for ratio in TRAINING_RATIOS})
+
+    def rate_of(self, parameter: str) -> float:
+        """Peak learning rate of a parameter by its name in the network, as "layers.0.cross.offset.bias"."""
+        return next((self.rates[part] for part in parameter.split(".") if part in self.rates), self.rate)
 
     @property
     def loaded(self) -> Any:

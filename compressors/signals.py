@@ -2,9 +2,9 @@
 
 A host recomputes a signal on demand, from the few block inputs that a pass keeps, and charges its FLOPs to the decision
 that asked for it. `layer` is the 0-based block; the encoder's `FEATURE_LAYER` (-1) means the block whose output feeds
-the projector. Rows follow the rows of `Tokens.x`, a CLS row included where the method takes one. Where a method acts at
-several layers, it is given at each of them the values of the latest block that it asked for and that is not after that
-layer (`Compressor.signals_at`).
+the projector. Rows follow the rows of `Tokens.x`, a CLS row included where the method takes one; kinds of `OF_ROW` have
+none. Where a method acts at several layers, it is given at each of them the values of the latest block that it asked
+for and that is not after that layer (`Compressor.signals_at`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ SHAPES: dict[str, str] = {
     "where the connector merges patches, the mean of the frame's tokens there",
     "features": "(B, N, C) the tokens as they come to the projector, for methods that act behind it",
     "text_similarity": "(B, N) cosine of each token, projected by the text tower's partner, with the question's vector",
+    "question": "(B, P) the question's vector itself, of length 1, as the text tower gives it",
     "phrase_similarity": "(B, 3, N) largest cosine of each token with the question's entities, with its actions, and "
     "with the whole of it, as `phrases.parse` and `phrases.phrase_similarity` make them; -inf where it has none",
     # decoder
@@ -57,6 +58,9 @@ SHAPES: dict[str, str] = {
 
 VECTORS = frozenset(kind for kind, shape in SHAPES.items() if shape.startswith(("(B, N, d)", "(B, N, C)")))
 """Kinds with a vector for each token, which follows it through merges as its features do."""
+
+OF_ROW = frozenset(kind for kind, shape in SHAPES.items() if shape.startswith("(B, P)"))
+"""Kinds with one vector for the whole row, whatever becomes of its tokens."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ from torch import Tensor
 Grid = tuple[int, int, int]
 """(T, H, W) of the visual tokens; an image has T = 1."""
 
+SCATTERED = 4
+"""Slots of one token up to which it is added to each by itself; from there on a product of matrices does it."""
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -51,7 +54,8 @@ class Reduction:
         anchor: (B, K) int64, the token whose place slot k takes, unique in a row; -1 = no place of its own, goes last
             (a summary slot, which needs `into`, or an unused one).
         into: (B, N, J) int64 slot or -1 (nowhere); None = pure selection of the anchors.
-        weight: (B, N, J) float32, with `into`.
+        weight: (B, N, J) float32, with `into`. From a method with `bypass`, J = 1 and no `into`: what a token that goes
+            around the layer, or the MLP branch of one that runs through it, is multiplied by.
         count: (B,) int64 slots really used, for methods that choose their number under the ceiling; the unused ones are
             last and have anchor -1.
         grid_out: set where the result is a grid again.
@@ -127,16 +131,24 @@ def apply(reduction: Reduction, x: Tensor) -> Tensor:
         index = reduction.anchor.clamp(min=0).unsqueeze(-1).expand(-1, -1, x.shape[-1])
         kept = x.gather(1, index)
         return kept if reduction.count is None else kept.masked_fill(reduction.anchor.unsqueeze(-1) < 0, 0)
-    return _scatter(reduction, x, reduction.weight)
+    return (_scattered if reduction.into.shape[-1] <= SCATTERED else _product)(reduction, x)
+
+
+def apply_flops(n: int, count: int, slots: int, dim: int) -> int:
+    """Matrix FLOPs of `apply` on one row of n tokens of `dim` features that each go to `slots` of `count` slots."""
+    return 2 * n * count * dim if slots > SCATTERED else 0
 
 
 def apply_size(reduction: Reduction, size: Tensor) -> Tensor:
     """Original tokens that each slot stands for: (B, N) -> (B, K). A token spread over J slots is shared equally."""
     if reduction.into is None:
         return size.gather(1, reduction.anchor.clamp(min=0)).masked_fill(reduction.anchor < 0, 0)
+    b, k = reduction.anchor.shape
     lands = (reduction.into >= 0).float()
-    share = lands / lands.sum(-1, keepdim=True).clamp(min=1)
-    return _scatter(reduction, size.unsqueeze(-1), share).squeeze(-1)
+    share = size.unsqueeze(-1).float() * lands / lands.sum(-1, keepdim=True).clamp(min=1)
+    out = torch.zeros(b, k + 1, device=size.device)  # slot k is the bin
+    out.scatter_add_(1, reduction.into.masked_fill(reduction.into < 0, k).flatten(1), share.flatten(1))
+    return out[:, :k].to(size.dtype)
 
 
 def apply_position(reduction: Reduction, position: Tensor) -> Tensor:
@@ -156,15 +168,23 @@ def apply_kv(reduction: KVReduction, entries: Tensor) -> Tensor:
     return apply(rows, entries.flatten(0, 1)).view(b, k, -1, e)
 
 
-def _scatter(reduction: Reduction, x: Tensor, weight: Tensor) -> Tensor:
+def _scattered(reduction: Reduction, x: Tensor) -> Tensor:
     b, n, d = x.shape
     k = reduction.anchor.shape[1]
     into = reduction.into.masked_fill(reduction.into < 0, k)  # (B, N, J), slot k is the bin
     out = torch.zeros(b, k + 1, d, dtype=torch.float32, device=x.device)
-    for j in range(into.shape[-1]):  # J is 1 or 2
+    for j in range(into.shape[-1]):  # at most SCATTERED
         index = into[..., j].unsqueeze(-1).expand(-1, -1, d)
-        out.scatter_add_(1, index, weight[..., j].unsqueeze(-1) * x.float())
+        out.scatter_add_(1, index, reduction.weight[..., j].unsqueeze(-1) * x.float())
     return out[:, :k].to(x.dtype)
+
+
+def _product(reduction: Reduction, x: Tensor) -> Tensor:
+    b, n, _ = x.shape
+    lands = reduction.into >= 0
+    weight = torch.zeros(b, reduction.anchor.shape[1], n, device=x.device)
+    weight = weight.scatter_add(1, reduction.into.clamp(min=0).mT, reduction.weight.masked_fill(~lands, 0).mT)
+    return (weight @ x.float()).to(x.dtype)
 
 
 def then(first: Reduction, second: Reduction, n: int) -> Reduction:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from foveate.compressors.base import ANY_DEPTH, Compressor
 from foveate.compressors.tokens import Grid, Tokens
@@ -30,7 +31,7 @@ def random_tokens(
     Args:
         n: tokens of a row.
         batch: rows.
-        dim: features of a token.
+        dim: features of a token, and of the question.
         grid: of the tokens; None = (1, 3, 4).
         dtype: of features and signals.
         cls: row 0 is CLS, so there are n - 1 patches.
@@ -56,6 +57,7 @@ def random_tokens(
         "cls_states": torch.randn(batch, n, dim, generator=torch.Generator().manual_seed(seed + 7)),
         "features": torch.randn(batch, n, key_dim, generator=torch.Generator().manual_seed(seed + 1)),
         "text_similarity": torch.rand(batch, n, generator=generator) * 2 - 1,
+        "question": normalize(torch.randn(batch, dim, generator=torch.Generator().manual_seed(seed + 6)), dim=-1),
         "phrase_similarity": torch.rand(batch, 3, n, generator=generator) * 2 - 1,
         "last_query": softmax(batch, heads, n),
         "unrotated_query": softmax(batch, heads, n, source=decoder),

@@ -167,14 +167,19 @@ class Asker:
         return compute.numbers(carry_signal("cls_attention", value, group.history.at(index).since(block)).mean(1)[0])
 
     def text(self, compressor: Compressor, views: Sequence[int], x: Tensor, stage: str) -> dict[str, Tensor]:
-        """Similarities of tokens x (b, n, D) to the questions or their phrases, where the method asks for them."""
+        """What the method asks for of the questions of tokens x (b, n, D): vectors, or similarities to them."""
         out: dict[str, Tensor] = {}
-        for kind, give in (("text_similarity", self.similarity), ("phrase_similarity", self.phrase_similarity)):
+        gives = {"question": self.question, "text_similarity": self.similarity}
+        for kind, give in (gives | {"phrase_similarity": self.phrase_similarity}).items():
             keys = [s.key for s in compressor.signals(self.host.tower.depth) if s.kind == kind]
             if keys and self.host.text is None:
                 raise HostError(f"{compressor.name}: needs a text tower beside the model; there is none")
             out |= dict.fromkeys(keys, give(views, x, stage)) if keys else {}
         return out
+
+    def question(self, views: Sequence[int], x: Tensor, stage: str) -> Tensor:
+        """(b, P) vectors of the questions of the rows of tokens x (b, n, D); embedded, and paid for, once."""
+        return self._questions([self.of.views[view][0] for view in views], stage)
 
     def similarity(self, views: Sequence[int], x: Tensor, stage: str) -> Tensor:
         """(b, n) cosine of tokens x (b, n, D) with the questions of their rows.

@@ -220,8 +220,9 @@ class Forecast:
             flops = charge.encoder_signal_flops(vit, kinds, vit.rows(blocks[block]), at_hand)
             self.ledger.add(stage, "signals", max(1, frames) * flops)
         kinds = {s.kind for s in method.signals(self.host.encoder_depth)}
-        if "text_similarity" in kinds:
+        if {"question", "text_similarity"} & kinds:
             self._question(stage)
+        if "text_similarity" in kinds:
             self.ledger.add(stage, "signals", text.similarity_flops(n))
         if "phrase_similarity" in kinds:
             if not self.phrased:

@@ -137,7 +137,7 @@ class Host(ABC):
         kinds |= {"frame_vectors", "cls_rank"}
         kinds |= {*DECODER_KINDS, *DECODE_KINDS}
         kinds |= {"attention_map"} if self.tower.merge == 1 else set()  # of tokens, which units of patches have not
-        beside = {"text_similarity", "frame_similarity", "phrase_similarity"} if text else set()
+        beside = {"question", "text_similarity", "frame_similarity", "phrase_similarity"} if text else set()
         self.signals = frozenset(kinds | beside)
         self.learned: dict[tuple[str, str], nn.Module] = {}
         self.unusable: dict[tuple[str, str], str] = {}

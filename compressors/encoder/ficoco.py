@@ -14,6 +14,7 @@ from foveate.compressors.choosing import first_max, ranked, rows
 from foveate.compressors.registry import register
 from foveate.compressors.schedules import evenly, falling
 from foveate.compressors.signals import Signal
+from foveate.compressors.tokens import apply_flops
 
 
 @register
@@ -28,7 +29,8 @@ class FiCoCo(Reducer):
              survivors j with A[i, j] at or above its own `quantile`: w[i, j] = A[i, j] / their sum,
              x[j] = (x[j] + sum_i w[i, j] x[i]) / (1 + sum_i w[i, j])
     Shapes:  attention_map (B, N, N), cls_attention (B, H, N) -> into, weight (B, N, J)
-    Cost:    no matrix product beside the attention map of each block that compresses.
+    Cost:    no matrix product beside the attention map of each block that compresses; 2 N count D where a token goes
+             to more than 4 others.
     Differs: this is the paper. The code scores by logits averaged over the batch, loses CLS and the order of tokens
              after its first block, adds recycled tokens at rows of the old numbering and keeps its window penalty from
              one image to the next. Removals are spread evenly over the blocks, the remainder on the first ones (the
@@ -87,11 +89,17 @@ class FiCoCo(Reducer):
             redundancy = spread(redundancy, tokens.position, tokens.grid, self.window)
         order = ranked(-redundancy)
         kept, gone = order[:, :count].sort(dim=-1).values, order[:, count:]
-        best = count - math.ceil(self.quantile * (count - 1) - 1e-9)  # so many lie at or above the quantile
         attention = rows(tokens.signals["attention_map"].float(), gone)
         attention = attention.gather(2, kept.unsqueeze(1).expand(-1, gone.shape[1], -1))  # (B, N - K, K)
-        to = ranked(attention)[..., :best]
+        to = ranked(attention)[..., : self.best(count)]
         return recycled(kept, gone, to, attention.gather(2, to))
+
+    def best(self, count: int) -> int:
+        """So many of the survivors lie at or above the quantile."""
+        return count - math.ceil(self.quantile * (count - 1) - 1e-9)
+
+    def flops(self, n: int, count: int, dim: int, *, key_dim: int = 0, heads: int = 1, text: int = 0) -> int:
+        return apply_flops(n, count, self.best(count), dim)
 
 
 def spread(redundancy: Tensor, position: Tensor, grid: Grid, window: int) -> Tensor:

@@ -170,6 +170,7 @@ class DAbstractor(Learned, Resampler):
     emits_grid = True
     hook = "instead"
     rate = 1e-4
+    rates = {"shift": 2e-5, "offset": 2e-5}
     paper = "Cha et al., CVPR 2024, https://arxiv.org/abs/2312.06742"
     fidelity = "reference"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ from foveate.compressors.base import STAGES, Compressor
 from foveate.compressors.learned import TRAINING_RATIOS
 from foveate.models.distilling.lessons import Lesson
 from foveate.models.distilling.losses import answer_losses
-from foveate.models.distilling.pairs import Batch, logits, nearest
+from foveate.models.distilling.pairs import Batch, Shape, logits, nearest
 from foveate.models.host import Host
+from foveate.plans.plan import keep_count
 
 POOL = ("projector", "average_pool")
 
@@ -72,7 +73,11 @@ def judge(
     for start in range(0, len(lessons), batch):
         each = Batch(host, min(stage, POOL[0], key=STAGES.index), lessons[start : start + batch])
         answers = each.answers()
-        met = [tuple(nearest(list(methods.values()), shapes, ratio) for shapes in each.shapes) for ratio in ratios]
+        behind = [
+            [(s.n, s.grid) for s in each.teacher.of_row("outside", row) if s.n] for row in range(len(each.lessons))
+        ]
+        both = list(zip(each.shapes, behind, strict=True))
+        met = [tuple(_common(methods, own, pooled, ratio) for own, pooled in both) for ratio in ratios]
         for ratio, keeps in zip(ratios, met, strict=True):
             rows = [row for row, keep in enumerate(keeps) if keep < 1]
             if not rows or met.index(keeps) != ratios.index(ratio):
@@ -90,6 +95,15 @@ def judge(
                     found[6] += sum(keeps[row] for row in rows)
                     found[7] += sum(p.counts[stage][row] for row in rows)
     return [_figure(*found) for _, found in sorted(sums.items())]
+
+
+def _common(
+    methods: Mapping[tuple[str, str], Compressor], own: list[Shape], pooled: list[Shape], wanted: float
+) -> float:
+    """The keep ratio nearest to one wanted that both can give, pooling on what reaches the projector; 1 = none."""
+    keep = nearest(list(methods.values()), own, wanted)
+    suits = all(keep_count(n, keep) in methods[POOL].reachable(grid) for n, grid in pooled)
+    return keep if suits else 1.0
 
 
 def _figure(

@@ -4,7 +4,8 @@ Tower, projector and decoder of the host are fixed; only the method's network le
 like the host's own, without the decoder (see `losses.feature_loss`). Stage "answers" takes a question along:
 divergence of the next-token distribution from that of the host with all tokens, on the positions of the answer
 (weight 1), cross-entropy of the answer (0.5), and the features as an anchor (0.1). AdamW without decay, warm-up over
-3 % of each stage, then a cosine to zero; gradients are clipped at 1; weights are float32 whatever the host's.
+3 % of each stage, then a cosine to zero, from the peak rates that the method names; gradients are clipped at 1;
+weights are float32 whatever the host's.
 
 What a step draws depends on seed, stage and step alone: a run that was interrupted gives the same weights as one that
 was not.
@@ -218,8 +219,14 @@ class Run:
         self.optimiser.load_state_dict(saved["optimiser"])
 
     def _optimiser(self) -> torch.optim.AdamW:
-        parameters = [*self.network.parameters(), *self.reconstructor.parameters()]
-        return torch.optim.AdamW(parameters, lr=self.method.rate, betas=BETAS, weight_decay=0.0)
+        """One group for each learning rate: the method's own one first, which the reconstructor shares."""
+        groups: dict[float, list[nn.Parameter]] = {self.method.rate: []}
+        for name, parameter in self.network.named_parameters():
+            groups.setdefault(self.method.rate_of(name), []).append(parameter)
+        groups[self.method.rate] += self.reconstructor.parameters()
+        self.peaks = list(groups)
+        listed = [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+        return torch.optim.AdamW(listed, betas=BETAS, weight_decay=0.0)
 
     def _advance(self) -> Progress:
         """One step."""
@@ -234,9 +241,9 @@ class Run:
         if not torch.isfinite(losses["loss"]):
             raise FloatingPointError(f"{self.part}, step {self.step}: loss is {float(losses['loss'].detach())}")
         losses["loss"].backward()
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.method.rate * factor(self.step, steps)
-            nn.utils.clip_grad_norm_(group["params"], CLIP)
+        for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor(self.step, steps)
+        nn.utils.clip_grad_norm_([p for group in self.optimiser.param_groups for p in group["params"]], CLIP)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1

@@ -1,3 +1,6 @@
+import dataclasses
+import itertools
+
 import pytest
 import torch
 
@@ -15,6 +18,7 @@ from foveate.compressors.base import (
     then,
 )
 from foveate.compressors.signals import Signal
+from foveate.compressors.tokens import SCATTERED, apply_flops
 
 pytestmark = pytest.mark.fast
 
@@ -34,6 +38,31 @@ def test_sums_are_taken_in_float32():
     x = torch.tensor([[[2048.0], [1.0], [1.0]]]).half()  # 2048 + 1 is 2048 in float16
     merged = Reduction(torch.tensor([[0]]), torch.zeros(1, 3, 1, dtype=torch.int64), torch.ones(1, 3, 1))
     assert apply(merged, x).item() == 2050
+
+
+def test_tokens_that_go_to_many_slots_are_summed_alike():
+    generator = torch.Generator().manual_seed(0)
+    x, size = torch.randn(2, 9, 3, generator=generator), torch.rand(2, 9, generator=generator)
+    into = torch.randint(-1, 7, (2, 9, 6), generator=generator)
+    weight = torch.randn(2, 9, 6, generator=generator)
+    wanted, sizes = torch.zeros(2, 7, 3), torch.zeros(2, 7)
+    for b, n, j in itertools.product(range(2), range(9), range(6)):
+        if into[b, n, j] >= 0:
+            wanted[b, into[b, n, j]] += weight[b, n, j] * x[b, n]
+            sizes[b, into[b, n, j]] += size[b, n] / (into[b, n] >= 0).sum()
+    many = Reduction(torch.arange(7).expand(2, 7), into, weight)
+    assert into.shape[-1] > SCATTERED
+    assert torch.allclose(apply(many, x), wanted, atol=1e-5) and torch.allclose(apply_size(many, size), sizes)
+    parts = [dataclasses.replace(many, into=into[..., j:k], weight=weight[..., j:k]) for j, k in ((0, 4), (4, 6))]
+    assert torch.allclose(sum(apply(part, x) for part in parts), wanted, atol=1e-5)
+    assert apply(many, x.half()).dtype == torch.half
+
+
+@pytest.mark.parametrize(("slots", "flops"), [(4, 0), (5, 2 * 9 * 7 * 3)])
+def test_a_sum_costs_what_its_matrix_product_does(slots, flops, matrix_flops):
+    into = torch.zeros(1, 9, slots, dtype=torch.int64)
+    many = Reduction(torch.arange(7).unsqueeze(0), into, torch.ones(into.shape))
+    assert matrix_flops(lambda: apply(many, torch.randn(1, 9, 3))) == apply_flops(9, 7, slots, 3) == flops
 
 
 def test_unused_slots_are_zero_stand_for_nothing_and_have_no_place():

@@ -245,6 +245,54 @@ def test_the_student_learns_through_the_pass_that_runs_it(fresh, lessons, tmp_pa
     assert torch.allclose(pooled.logits, silent.logits, atol=1e-4)  # how an untrained one begins
 
 
+class TestInsideTheTower:
+    def test_gradients_reach_the_network_through_the_blocks_behind_each_site(self, fresh, lessons, tmp_path):
+        run = Run(fresh, "qg_vtc", lessons, SMALL, tmp_path)
+        assert run.stage == "encoder" and run.by_features
+        batch = Batch(fresh, "encoder", [lessons.lesson(i, 0) for i in range(3)])
+        assert batch.shapes == [[(16, (1, 4, 4))]] * 3
+        student = batch.student("encoder", run.method, [0.25] * 3, learning=True)
+        student.prefill()
+        student.logits.square().sum().backward()
+        network = run.network
+        assert network.up.weight.grad.abs().sum() > 0 and network.down.weight.grad.abs().sum() > 0
+        assert (network.u.grad.flatten(1).abs().sum(1) > 0).all() and (network.scale.grad.abs() > 0).all()
+        assert all(p.grad is None for p in fresh.model.parameters())
+
+    def test_it_is_taught_at_several_counts_written_loaded_and_run(self, fresh, folders, lessons, tmp_path, tiny):
+        seen = []
+        run = Run(fresh, "qg_vtc", lessons, replace(SMALL, steps_a=6, steps_b=6), tmp_path / "work")
+        before = values(run)
+        run.train([seen.append])
+        assert len({progress.keep for progress in seen}) > 1 and {p.part for p in seen} == set(PARTS)
+        assert all(not torch.equal(before[name], value) for name, value in values(run).items())
+        path, figures = run.finish(tmp_path / "out")
+        assert path.name == "encoder-qg_vtc.safetensors"
+        assert [f.count for f in figures] == [1, 4, 9] and all(f.rows == 6 for f in figures)
+        host = load_host(folders(text_tower=True), learned=tmp_path / "out")
+        plan = Plan.of(encoder=("qg_vtc", 0.25))
+        p = host.open([tiny.picture(0)] * 2, tiny.questions[:2]).run(plan)
+        assert p.counts["encoder"] == p.counts["prefill"] == [4, 4] and not p.logits.requires_grad
+        mine = fresh.open([tiny.picture(0)] * 2, tiny.questions[:2]).run(plan)
+        assert torch.equal(mine.logits, p.logits)
+
+
+def test_parameters_may_learn_at_rates_of_their_own(fresh, lessons, tmp_path):
+    run = Run(fresh, "d_abstractor", lessons, SMALL, tmp_path)
+    named = {id(p): name for name, p in run.network.named_parameters()}
+    main, slow = run.optimiser.param_groups
+    wanted = {f"layers.{layer}.cross.offset.{part}" for layer in range(6) for part in ("weight", "bias")}
+    assert {named[id(p)] for p in slow["params"]} == {"shift", *wanted}
+    assert len(main["params"]) == len(named) - 13 + len(list(run.reconstructor.parameters()))
+    rates = []
+    run.train([lambda progress: rates.append([group["lr"] for group in run.optimiser.param_groups])])
+    wanted = [factor(step, 3) for step in range(3)] * 2
+    assert [main for main, _ in rates] == pytest.approx([1e-4 * each for each in wanted])
+    assert [slow for _, slow in rates] == pytest.approx([2e-5 * each for each in wanted])
+    again = Run(fresh, "d_abstractor", lessons, SMALL, tmp_path, resume=True)
+    assert [len(group["params"]) for group in again.optimiser.param_groups] == [len(main["params"]), 13]
+
+
 def test_an_untrained_method_that_pools_is_as_good_as_pooling(fresh, lessons, tmp_path):
     method = Run(fresh, "ldpv2", lessons, SMALL, tmp_path).method
     for figure in judge(fresh, "projector", method, lessons.held_out(5), 2):

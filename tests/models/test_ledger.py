@@ -46,7 +46,7 @@ def opener(folders, eager):
             for model in (host.model, host.text and host.text.model) if eager else ():
                 if model is not None:
                     model.set_attn_implementation("eager")
-            for stage, name in (k for k, cls in COMPRESSORS.items() if cls.learned):
+            for stage, name in (k for k, cls in COMPRESSORS.items() if cls.learned and host.forbids(*k) is None):
                 network = untrained(make(stage, name), host.widths, host.matrices()).network
                 host.learned[stage, name] = network.eval().requires_grad_(False)
         return made[key]

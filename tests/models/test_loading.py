@@ -31,7 +31,8 @@ def test_a_host_declares_what_it_can_give(hosts):
     assert host.signals == {
         *("keys", "features", "block_states", "cls_states", "cls_attention", "received_attention", "attention_map"),
         *("last_query", "unrotated_query", "mean_query", "visual_keys", "wide_keys", "hidden_states", "post_norm"),
-        *("text_similarity", "phrase_similarity", "frame_vectors", "frame_similarity", "accumulated_attention"),
+        *("question", "text_similarity", "phrase_similarity"),
+        *("frame_vectors", "frame_similarity", "accumulated_attention"),
         *("recent_attention", "survivors", "frame_relevance", "text_attention", "cls_rank"),
     }
     assert "text_similarity" not in hosts(tower="siglip").signals

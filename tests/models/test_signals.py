@@ -243,6 +243,19 @@ def test_text_similarity_is_a_cosine_and_follows_the_question(host, tiny):
     assert torch.allclose(value[1], torch.cosine_similarity(tokens, vector[None]), atol=1e-5)
 
 
+def test_a_question_is_a_vector_of_its_row_embedded_and_paid_for_once(host, tiny):
+    method, found = spy([Signal("question")], "encoder")
+    p = host.open([tiny.picture(0)] * 2, tiny.questions[:2])
+    p.encode([method, method], 0.5)
+    vectors, flops = host.text.embed(tiny.questions[:2])
+    assert torch.allclose(found["question"], vectors, atol=1e-6) and found["question"].shape == (2, 12)
+    other, _ = spy([Signal("question"), Signal("text_similarity")], "outside")
+    p.thin(other, 0.5)
+    for ledger, cost in zip(p.ledger, flops, strict=True):
+        assert [f for _, what, f, _ in ledger.entries if what == "question embedding"] == [cost]
+        assert ("encoder", "signals") not in {(stage, what) for stage, what, *_ in ledger.entries}
+
+
 def test_signals_are_charged_to_the_row_and_stage_that_asked(host, tiny):
     method, _ = spy([Signal("cls_attention"), Signal("keys")], "outside", cls=True)
     p = host.open([tiny.picture(0), tiny.picture(1)], tiny.questions[:2])
