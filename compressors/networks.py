@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, interpolate
+from torch.nn.functional import gelu, interpolate, sigmoid, silu
 
 from foveate.compressors.learned import Projector
 
@@ -54,6 +54,46 @@ def linear_flops(layer: nn.Linear, rows: int) -> int:
     return 2 * rows * layer.in_features * layer.out_features
 
 
+class Bottleneck(nn.Module):
+    """RegNet's block on maps with channels last: to other channels, across neighbours, a gate, channels again, all
+    added to what came.
+
+    Args:
+        width: channels that come.
+        out: channels that leave, also in between.
+        published: close with SiLU, and start with what is added at its usual size; else that starts at zero.
+    """
+
+    def __init__(self, width: int, out: int, published: bool) -> None:
+        super().__init__()
+        squeezed = round(width / 4)
+        self.published = published
+        self.enter, self.leave = nn.Linear(width, out, bias=False), nn.Linear(out, out, bias=False)
+        self.across = nn.Conv2d(out, out, 3, padding=1, groups=out, bias=False)
+        self.squeeze, self.excite = nn.Linear(out, squeezed), nn.Linear(squeezed, out)
+        self.norms = nn.ModuleList(nn.LayerNorm(out) for _ in range(3))
+        self.shortcut = nn.Sequential()
+        if width != out:
+            self.shortcut = nn.Sequential(nn.Linear(width, out, bias=False), nn.LayerNorm(out))
+        if not published:
+            nn.init.zeros_(self.norms[2].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, H, W, C) -> (B, T, H, W, h)."""
+        y = silu(self.norms[0](self.enter(x)))
+        maps = self.across(y.flatten(0, 1).permute(0, 3, 1, 2))
+        y = silu(self.norms[1](maps.permute(0, 2, 3, 1).view_as(y)))
+        y = y * sigmoid(self.excite(silu(self.squeeze(y.mean(dim=(1, 2, 3), keepdim=True)))))
+        y = self.shortcut(x) + self.norms[2](self.leave(y))
+        return silu(y) if self.published else y
+
+    def flops(self, n: int) -> int:
+        """Of n tokens of one row."""
+        linear = [self.enter, self.leave, *(part for part in self.shortcut if isinstance(part, nn.Linear))]
+        gate = linear_flops(self.squeeze, 1) + linear_flops(self.excite, 1)
+        return sum(linear_flops(part, n) for part in linear) + 2 * 9 * n * self.leave.out_features + gate
+
+
 class Attention(nn.Module):
     """Multi-head attention of some rows to others; plain products.
 
@@ -79,10 +119,11 @@ class Attention(nn.Module):
         return linear_flops(self.q, 2 * m) + linear_flops(self.k, 2 * n) + products
 
 
-def attended(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Values that queries (B, M, C) find at keys (B, N, C): (B, M, C)."""
+def attended(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """Values that queries (B, M, C) find at keys (B, N, C): (B, M, C); mask (M, N) bool says who sees whom."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B, H, M, N)
+    logits = logits if mask is None else logits.masked_fill(~mask, float("-inf"))
     return (logits.float().softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
 
 

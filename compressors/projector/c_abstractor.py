@@ -7,53 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, gelu, sigmoid, silu
+from torch.nn.functional import adaptive_avg_pool2d, gelu, silu
 
 from foveate.compressors.base import Grid, Resampled, Resampler, Tokens
 from foveate.compressors.learned import Learned, Projector, Widths
-from foveate.compressors.networks import Mlp, inner, linear_flops, stretched
+from foveate.compressors.networks import Bottleneck, Mlp, inner, stretched
 from foveate.compressors.planes import counts, planes, raster, side
 from foveate.compressors.registry import register
-
-
-class Bottleneck(nn.Module):
-    """RegNet's block on maps with channels last: to other channels, across neighbours, a gate, channels again, all
-    added to what came.
-
-    Args:
-        width: channels that come.
-        out: channels that leave, also in between.
-        published: close with SiLU, and start with what is added at its usual size; else that starts at zero.
-    """
-
-    def __init__(self, width: int, out: int, published: bool) -> None:
-        super().__init__()
-        squeezed = round(width / 4)
-        self.published = published
-        self.enter, self.leave = nn.Linear(width, out, bias=False), nn.Linear(out, out, bias=False)
-        self.across = nn.Conv2d(out, out, 3, padding=1, groups=out, bias=False)
-        self.squeeze, self.excite = nn.Linear(out, squeezed), nn.Linear(squeezed, out)
-        self.norms = nn.ModuleList(nn.LayerNorm(out) for _ in range(3))
-        self.shortcut = nn.Sequential()
-        if width != out:
-            self.shortcut = nn.Sequential(nn.Linear(width, out, bias=False), nn.LayerNorm(out))
-        if not published:
-            nn.init.zeros_(self.norms[2].weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, H, W, C) -> (B, T, H, W, h)."""
-        y = silu(self.norms[0](self.enter(x)))
-        maps = self.across(y.flatten(0, 1).permute(0, 3, 1, 2))
-        y = silu(self.norms[1](maps.permute(0, 2, 3, 1).view_as(y)))
-        y = y * sigmoid(self.excite(silu(self.squeeze(y.mean(dim=(1, 2, 3), keepdim=True)))))
-        y = self.shortcut(x) + self.norms[2](self.leave(y))
-        return silu(y) if self.published else y
-
-    def flops(self, n: int) -> int:
-        """Of n tokens of one row."""
-        linear = [self.enter, self.leave, *(part for part in self.shortcut if isinstance(part, nn.Linear))]
-        gate = linear_flops(self.squeeze, 1) + linear_flops(self.excite, 1)
-        return sum(linear_flops(part, n) for part in linear) + 2 * 9 * n * self.leave.out_features + gate
 
 
 class Network(nn.Module):

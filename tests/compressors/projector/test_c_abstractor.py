@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d, gelu, silu
 
 from foveate.compressors.learned import Widths, untrained
-from foveate.compressors.projector.c_abstractor import Bottleneck
+from foveate.compressors.networks import Bottleneck
 from foveate.compressors.registry import make
 
 pytestmark = pytest.mark.fast
