@@ -332,12 +332,12 @@ class Host(ABC):
             return f"no method {name!r} at stage {stage!r}" + (f"; near: {', '.join(near)}" if near else "")
         if not issubclass(cls, BASES[stage]):
             return f"{name}: a {cls.__mro__[1].__name__} cannot act at {stage!r} in this host"
-        if cls.modality == "video" and frames == 1:
-            return f"{name}: is for videos, a picture is one frame"
         if stage == "encoder" and self.tower.merge > 1:
             return f"{name}: acts on patches, and this host's connector wants whole units of {self.tower.merge}"
         if issubclass(cls, Resampler) and self.shape.deepstack:
             return f"{name}: makes new tokens, and this host adds features of the old ones in later layers"
+        if cls.modality == "video" and frames == 1:
+            return f"{name}: is for videos, a picture is one frame"
         if (reason := self.refuses(stage, cls)) is not None:
             return f"{name}: {reason}"
         missing = {s.kind for s in make(stage, name).signals(self.depth(stage))} - self.signals
