@@ -16,6 +16,7 @@ from foveate.models import load_host
 from foveate.models.distilling.lessons import Lesson
 from foveate.models.distilling.pairs import Batch, nearest
 from foveate.models.distilling.recipe import Run, Settings
+from foveate.models.errors import HostError
 from foveate.plans.plan import Plan
 
 BUILD = {
@@ -68,3 +69,29 @@ def test_the_recipe_teaches_it(host, name, tmp_path):
     assert any(not torch.equal(before[key], value) for key, value in run.network.state_dict().items())
     path, figures = run.finish(tmp_path)
     assert path.is_file() and all(figure.rows == 2 for figure in figures)
+
+
+REASONS = {
+    "llava_onevision": "qg_vtc: needs the signal question, which this host has not",
+    "internvl": "qg_vtc: acts on patches, and this host's connector wants whole units of 4",
+    "qwen2_5_vl": "qg_vtc: acts on patches, and this host's connector wants whole units of 4",
+}
+
+
+def test_a_method_inside_the_tower_is_taught_or_refused_in_one_line(host, tmp_path):
+    key = ("encoder", "qg_vtc")
+    reason = host.forbids(*key)
+    assert reason == REASONS.get(host.model.config.model_type) and host.supports(*key) is not None
+    if reason is not None:
+        with pytest.raises(HostError, match="qg_vtc: "):
+            Run(host, "qg_vtc", Pictures(), Settings(), tmp_path)
+        return
+    run = Run(host, "qg_vtc", Pictures(), Settings(steps_a=1, steps_b=2, batch=2, held_out=2), tmp_path / "work")
+    run.train()
+    path, _ = run.finish(tmp_path)
+    assert path.is_file() and all(not torch.equal(p, torch.zeros_like(p)) for p in run.network.parameters())
+    picture, plan = Pictures().lesson(0, 0), Plan.of(encoder=(key[1], 0.25))
+    p = host.open([picture.image], [picture.question])
+    p.run(plan).decode(max_new_tokens=2)
+    assert p.ledger[0] == host.forecast(plan, p.rows[0].shape, new_tokens=len(p.generated[0]))
+    assert 0 < p.counts["encoder"][0] <= 4 * len(p.rows[0].views)

@@ -275,6 +275,12 @@ class TestInsideTheTower:
         assert p.counts["encoder"] == p.counts["prefill"] == [4, 4] and not p.logits.requires_grad
         mine = fresh.open([tiny.picture(0)] * 2, tiny.questions[:2]).run(plan)
         assert torch.equal(mine.logits, p.logits)
+        again, alone = p.next_turn(tiny.questions[2:4]), host.open([tiny.picture(0)] * 2, tiny.questions[2:4])
+        assert again.stop == "input"  # another question chooses others
+        for each in (again, alone):
+            each.encode(host.make("encoder", "qg_vtc"), 0.25)
+            each.prefill()
+        assert torch.allclose(again.logits, alone.logits, atol=1e-5)
 
 
 def test_parameters_may_learn_at_rates_of_their_own(fresh, lessons, tmp_path):
