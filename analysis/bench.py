@@ -18,6 +18,7 @@ from foveate.compressors.registry import COMPRESSORS
 from foveate.models.host import Host
 from foveate.models.inputs import PromptShape
 from foveate.plans.plan import BLIND, STAGES, UNCOMPRESSED, Plan
+from foveate.rollouts.replay import with_usual
 from foveate.rollouts.table import Table
 
 RATIOS = (0.75, 0.5, 0.25, 0.11, 0.06)
@@ -61,16 +62,17 @@ def bench_plans(
     shapes: Sequence[PromptShape] = (),
 ) -> tuple[list[Plan], dict[str, str]]:
     """All one-stage plans that the host can run on a usual row and on rows of these shapes, and label -> reason for the
-    rest; the uncompressed plan first, the blind one last."""
-    plans, refused = [UNCOMPRESSED], {}
+    rest; the uncompressed plan first, the blind one last. Where all of these are videos, the usual row is left out."""
+    plans, refused, tried = [UNCOMPRESSED], {}, with_usual(host, shapes)
+    frames = min(shape.frames for shape in tried)
     for stage, name in sorted(COMPRESSORS, key=lambda key: (STAGES.index(key[0]), key[1])):
         if stage not in stages or (methods is not None and name not in methods):
             continue
-        reason = host.supports(stage, name)
+        reason = host.supports(stage, name, frames)
         for ratio in ratios if reason is None else ():
             plan = Plan.of(**{stage: (name, ratio)})
             try:
-                for shape in (host.prompt_shape(8), *shapes):
+                for shape in tried:
                     host.forecast(plan, shape)
             except ValueError as error:
                 refused[plan.label()] = str(error)

@@ -23,7 +23,6 @@ from foveate.rollouts.replay import fill
 if TYPE_CHECKING:
     from foveate.models.host import Host
     from foveate.policies.train import Trained
-    from foveate.rollouts.table import Table
 
 PARTS = {"train": "policy-train", "validation": "validation", "calibration": "calibration"}
 """Part of the tables -> split of the built-in tasks."""
@@ -144,10 +143,9 @@ def tables(host: Host, portfolio: Portfolio, config: RunConfig) -> Splits:
     if about.jsonl is not None:
         samples = data.samples((), "", sys.maxsize, jsonl=about.jsonl, images=about.images)
         return Splits.of(fill(host, samples, portfolio, out / "inputs.parquet", **settings), config.seed)
-    found: dict[str, Table] = {}
-    for part, split in PARTS.items():
-        samples = data.samples(about.tasks, split, getattr(about, part), config.seed)
-        found[part] = fill(host, samples, portfolio, out / f"{part}.parquet", **settings)
+    parts = {p: data.samples(about.tasks, split, getattr(about, p), config.seed) for p, split in PARTS.items()}
+    settings["video"] = any(sample.clip is not None for samples in parts.values() for sample in samples)
+    found = {p: fill(host, samples, portfolio, out / f"{p}.parquet", **settings) for p, samples in parts.items()}
     return Splits(**found)
 
 

@@ -8,16 +8,17 @@ from foveate.controller.decision import Controller, Decision
 from foveate.controller.features import (
     PIXEL_FEATURES,
     QUESTION_FEATURES,
-    pictures_features,
     pixel_features,
     question_features,
 )
+from foveate.controller.motion import TIME_FEATURES, shown_features, time_features
 from foveate.controller.network import Network, Normalisation
 from foveate.controller.observation import Layout, Progress
 
 __all__ = [
     "PIXEL_FEATURES",
     "QUESTION_FEATURES",
+    "TIME_FEATURES",
     "Artefact",
     "Controller",
     "ControllerError",
@@ -27,8 +28,9 @@ __all__ = [
     "Normalisation",
     "Progress",
     "load",
-    "pictures_features",
     "pixel_features",
     "question_features",
     "save",
+    "shown_features",
+    "time_features",
 ]

@@ -24,13 +24,13 @@ import numpy as np
 from foveate.controller import dial
 from foveate.controller.artefact import Artefact, load
 from foveate.controller.network import pick
-from foveate.controller.observation import Progress, read_lambda
+from foveate.controller.observation import Progress, Unseen, read_lambda
 from foveate.plans.plan import STAGES, Choice, Plan
 
 REASONS: tuple[str, ...] = ("policy", "regression", "mask", "shape", "nan", "outside", "error")
 """Why an action was taken. The first two: by the network. Safe actions: no legal action or an unreadable mask; an
-observation of another shape; NaN or infinity in it or in the scores; too many features beyond the training range;
-anything unforeseen."""
+observation of another shape; NaN or infinity in it or in the scores; too many features beyond the training range, or a
+video where none was seen in training; anything unforeseen."""
 
 _log = logging.getLogger(__name__)
 
@@ -126,6 +126,9 @@ class Controller:
         except Exception:
             _log.warning("controller: safe action after an unforeseen error", exc_info=True)
             decision = _safe(mask, "error")
+        return self._counted(decision)
+
+    def _counted(self, decision: Decision) -> Decision:
         with self._lock:
             self.counters[decision.reason] += 1
         return decision
@@ -146,6 +149,8 @@ class Controller:
             mask = mask & self._offered[stage] if mask.dtype == bool else np.where(self._offered[stage], mask, 0)
         try:
             vector: Any = self.artefact.layout.assemble(stage, self.lam if lam is None else lam, progress, groups)
+        except Unseen:
+            return self._counted(_safe(_readable(mask, self.artefact.network.shape), "outside"))
         except Exception as error:
             _log.warning("controller: no observation at %s: %s", stage, error)
             vector = None

@@ -38,7 +38,6 @@ import math
 import re
 import unicodedata
 import zlib
-from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -143,13 +142,6 @@ def pixel_features(image: np.ndarray) -> np.ndarray:
         math.log2(width) / 16,
     ]
     return np.clip(np.asarray(values, np.float32), 0.0, 1.0)
-
-
-def pictures_features(images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
-    """`pixel_features` of what one row shows: of several pictures, the mean. Raises: ValueError, see there."""
-    if isinstance(images, np.ndarray):
-        return pixel_features(images)
-    return np.mean([pixel_features(image) for image in images], axis=0)
 
 
 def question_features(question: str) -> np.ndarray:

@@ -5,9 +5,9 @@
 
 Head values: `log_lambda` = log10(lambda) / 2 with lambda limited to [1e-4, 100], so in [-2, 1]; `budget_left` and
 `spent` are shares of the uncompressed pass's FLOPs, limited to [0, 2] (2 without a budget); `tokens_left` is the
-share of visual tokens still there, in [0, 1]; `turns` = log2(number of questions) / 4, limited to 1. Pixels and
-question lie in [0, 1]; the token groups (after the first encoder block, the encoder, the first decoder layers) carry
-the ranges that their host documents.
+share of visual tokens still there, in [0, 1]; `turns` = log2(number of questions) / 4, limited to 1. Pixels (in a
+layout for videos too: their time features behind them, 0 for a picture) and question lie in [0, 1]; the token groups
+(after the first encoder block, the encoder, the first decoder layers) carry the ranges that their host documents.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ from typing import Any
 import numpy as np
 
 from foveate.controller.features import FEATURES_VERSION, PIXEL_FEATURES, QUESTION_FEATURES
+from foveate.controller.motion import TIME_FEATURES, as_wide
 from foveate.plans.plan import STAGES
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSIONS = (1, 2)
+"""Of a layout for pictures alone, and of one for videos too: it has `TIME_FEATURES` behind the pixel features."""
+
 TOKEN_GROUPS: tuple[str, ...] = ("block1", "encoder", "layer1")
 GROUPS: tuple[str, ...] = ("pixels", "question", *TOKEN_GROUPS)
 HEAD: tuple[str, ...] = (
@@ -34,6 +37,10 @@ _ONE_HOT = {stage: tuple(float(stage == other) for other in STAGES) for stage in
 _SEEN = np.ones(1, np.float32)
 LAMBDA_LIMITS = (1e-4, 100.0)
 MAX_SHARE = 2.0
+
+
+class Unseen(ValueError):
+    """A video, put to a layout for pictures alone: whoever was trained with that has never seen one."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +71,12 @@ class Layout:
     features: tuple[tuple[str, ...], ...]
 
     @classmethod
-    def of(cls, token_features: Mapping[str, Sequence[str]] | None = None) -> Layout:
+    def of(cls, token_features: Mapping[str, Sequence[str]] | None = None, video: bool = False) -> Layout:
         """The layout for a host that reveals these token features.
 
         Args:
             token_features: names per token group ("block1", "encoder", "layer1"); a group left out is empty.
+            video: videos are among what is shown.
 
         Raises:
             ValueError: an unknown group, or a name twice in one group.
@@ -77,11 +85,31 @@ class Layout:
         if unknown := set(token_features) - set(TOKEN_GROUPS):
             raise ValueError(f"token_features: unknown group {min(unknown)!r}; known: {', '.join(TOKEN_GROUPS)}")
         tokens = (tuple(token_features.get(group, ())) for group in TOKEN_GROUPS)
-        layout = cls((PIXEL_FEATURES, QUESTION_FEATURES, *tokens))
+        layout = cls((PIXEL_FEATURES + TIME_FEATURES * video, QUESTION_FEATURES, *tokens))
         for group, names in zip(GROUPS, layout.features, strict=True):
             if len(set(names)) != len(names):
                 raise ValueError(f"token_features: group {group!r} names a feature twice: {', '.join(names)}")
         return layout
+
+    @classmethod
+    def of_recorded(cls, names: Mapping[str, Sequence[str]]) -> Layout:
+        """The layout of features that were recorded under these names, by group.
+
+        Raises:
+            ValueError: this code computes others.
+        """
+        layout = cls.of(
+            {group: names[group] for group in TOKEN_GROUPS if group in names},
+            video=len(names.get("pixels", ())) > len(PIXEL_FEATURES),
+        )
+        for group, mine in zip(GROUPS, layout.features, strict=True):
+            check_order(group, names.get(group, ()), mine)
+        return layout
+
+    @property
+    def video(self) -> bool:
+        """Whether it has a place for what is known of videos alone."""
+        return len(self.features[0]) > len(PIXEL_FEATURES)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -136,13 +164,15 @@ class Layout:
             stage: the stage that is about to be decided.
             lam: trade-off weight lambda of the reward quality - lambda * cost share.
             progress: what has been spent and what is left.
-            groups: the revealed groups, each a (n,) vector in the order of its names.
+            groups: the revealed groups, each a (n,) vector in the order of its names; a picture's pixels may come
+                without time features.
 
         Returns:
             (D,) float32. A NaN or infinite feature is passed on, for the reader to refuse.
 
         Raises:
             ValueError: unknown stage or group, or a vector of another length.
+            Unseen: a video's pixels, where the layout is for pictures.
         """
         if stage not in STAGES:
             raise ValueError(f"stage: unknown {stage!r}; known: {', '.join(STAGES)}")
@@ -154,10 +184,18 @@ class Layout:
                 parts.append(hidden)
                 continue
             values = np.asarray(groups[group], np.float32)
+            if group == "pixels" and values.ndim == 1:
+                values = self._pixels(values)
             if values.shape != (len(hidden) - 1,):
                 raise ValueError(f"groups: {group!r} has shape {values.shape}, expected ({len(hidden) - 1},)")
             parts += (_SEEN, values)
         return np.concatenate(parts)
+
+    def _pixels(self, values: np.ndarray) -> np.ndarray:
+        """What is shown, as wide as this layout has it. Raises: Unseen."""
+        if not self.video and len(values) == len(PIXEL_FEATURES + TIME_FEATURES):
+            raise Unseen("groups: a video's 'pixels', and this layout is for pictures")
+        return as_wide(values, len(self.features[0]))
 
     def revealed(self, vector: np.ndarray) -> np.ndarray:
         """(D,) bool: the entries that hold a feature of a group seen so far; head and flags are False. Not to be
@@ -174,18 +212,21 @@ class Layout:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a file."""
         groups = {group: list(names) for group, names in zip(GROUPS, self.features, strict=True)}
-        return {"version": LAYOUT_VERSION, "features_version": FEATURES_VERSION, "head": list(HEAD), "groups": groups}
+        version = LAYOUT_VERSIONS[self.video]
+        return {"version": version, "features_version": FEATURES_VERSION, "head": list(HEAD), "groups": groups}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Layout:
         """The layout of a file. Raises: ValueError where this code lays out or computes the observation differently."""
-        for key, mine in (("version", LAYOUT_VERSION), ("features_version", FEATURES_VERSION)):
-            if data[key] != mine:
-                raise ValueError(f"observation {key} is {data[key]!r}, this code has {mine}")
-        theirs = {"head": data["head"], **{group: data["groups"][group] for group in GROUPS}}
-        for group, expected in (("head", HEAD), ("pixels", PIXEL_FEATURES), ("question", QUESTION_FEATURES)):
-            check_order(group, theirs[group], expected)
-        return cls.of({group: theirs[group] for group in TOKEN_GROUPS})
+        for key, mine in (("version", LAYOUT_VERSIONS), ("features_version", (FEATURES_VERSION,))):
+            if data[key] not in mine:
+                known = " and ".join(map(str, mine))
+                raise ValueError(f"observation {key} is {data[key]!r}, this code has {known}")
+        check_order("head", data["head"], HEAD)
+        layout = cls.of({group: data["groups"][group] for group in TOKEN_GROUPS}, data["version"] == LAYOUT_VERSIONS[1])
+        for group, mine in zip(GROUPS, layout.features, strict=True):
+            check_order(group, data["groups"][group], mine)
+        return layout
 
 
 def check_order(group: str, theirs: Sequence[str], mine: Sequence[str]) -> None:

@@ -45,7 +45,8 @@ class CompressionEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     | - budget_left, spent | 2 | 0 | 2 | share of the uncompressed FLOPs; budget_left is 2 without a budget |
     | - tokens_left | 1 | 0 | 1 | share of the visual tokens still there |
     | - turns | 1 | 0 | 1 | log2(questions) / 4: 0 here, an episode is one question |
-    | - pixels, question | 1 + n each | 0 | 1 | seen flag, features; known from the start |
+    | - pixels, question | 1 + n each | 0 | 1 | seen flag, features; known from the start. Where there are videos among
+    the inputs, their time features are part of pixels, 0 for pictures |
     | - block1, encoder, layer1 | 1 + n each | host's | host's | seen flag, token features; shown from the stop
     `encoder`, `outside`, `prefill` on |
 
@@ -107,10 +108,10 @@ class CompressionEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.host = _opened(host)
         self.portfolio = portfolio if isinstance(portfolio, Portfolio) else Portfolio.from_yaml(portfolio)
         self.table = ActionTable.from_portfolio(self.portfolio)
-        self.layout = Layout.of(token_features())
         costs = None if one_shot else partial(feature_flops, self.host)
         self.masks = Masks(self.host, self.table, answer_tokens, costs)
         self.source = _source(inputs, tasks, split)
+        self.layout = Layout.of(token_features(), getattr(self.source, "video", False))
         low, high = self.layout.bounds()
         self.observation_space = spaces.Dict(
             {"vector": spaces.Box(low, high, dtype=np.float32), "mask": spaces.MultiBinary(self.table.shape)}

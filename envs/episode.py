@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foveate.controller.features import pictures_features, question_features
+from foveate.controller.features import question_features
+from foveate.controller.motion import shown_features
 from foveate.controller.observation import LAMBDA_LIMITS, Layout, Progress
 from foveate.envs.inputs import Input
 from foveate.envs.masks import Masks
@@ -109,7 +110,7 @@ class Episode:
         if budget is not None and not 0 < budget < np.inf:
             raise ValueError(f"budget: {budget} is not a positive share of the uncompressed FLOPs")
         episode = cls(masks, input, lam, budget, shape, masks.full(shape))
-        episode.groups["pixels"] = pictures_features(input.image)
+        episode.groups["pixels"] = shown_features(input.image)
         episode.groups["question"] = question_features(input.question)
         episode._pass_by()
         if episode.done:

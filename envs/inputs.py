@@ -1,4 +1,4 @@
-"""Inputs of episodes: one question each about a picture or several, from samples that hold several questions."""
+"""Inputs of episodes: one question each about a picture, several or a video, from samples of several questions."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from foveate.tasks.base import Sample, check_address
+from foveate.tasks.clip import Clip
 from foveate.tasks.registry import get_task, regime_sample, regimes
 
 
@@ -18,14 +19,14 @@ class Input:
 
     Attributes:
         id: the sample's id and the number of the turn, "scenes/test/12#0".
-        image: (H, W, 3) uint8, or a tuple of several: what a host is shown.
+        image: (H, W, 3) uint8, a tuple of several, or a video: what a host is shown.
         question: as asked.
         answers: accepted ones; empty where nobody knows.
         regime, family, template, split: of the sample and its turn.
     """
 
     id: str
-    image: np.ndarray | tuple[np.ndarray, ...]
+    image: np.ndarray | tuple[np.ndarray, ...] | Clip
     question: str
     answers: tuple[str, ...]
     regime: str
@@ -34,9 +35,14 @@ class Input:
     split: str
 
     @property
-    def images(self) -> tuple[np.ndarray, ...]:
-        """All pictures."""
+    def images(self) -> tuple[np.ndarray | Clip, ...]:
+        """All pictures, or the video."""
         return self.image if isinstance(self.image, tuple) else (self.image,)
+
+    @property
+    def film(self) -> bool:
+        """Whether a video is shown."""
+        return any(isinstance(one, Clip) for one in self.images)
 
 
 def input_of(sample: Sample, turn: int) -> Input:
@@ -56,7 +62,11 @@ def inputs_of(samples: Iterable[Sample], turns: int | None = None) -> Iterator[I
 
 
 class Source(Protocol):
-    """Where episodes get their inputs. `draw` is a pure function of the generator's state."""
+    """Where episodes get their inputs. `draw` is a pure function of the generator's state.
+
+    Attributes:
+        video: there are videos among them; where a source does not say, there are none.
+    """
 
     def draw(self, rng: np.random.Generator) -> Input:
         """One input."""
@@ -78,6 +88,7 @@ class ListSource:
         self.inputs: Sequence[Input] = tuple(inputs)
         if not self.inputs:
             raise ValueError("inputs is empty, an episode needs at least one")
+        self.video = any(each.film for each in self.inputs)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -112,6 +123,7 @@ class TaskSource:
             if reason := get_task(name).available():
                 raise ValueError(f"task {name!r} is not usable: {reason}")
         self.split, self.per_regime, self.regimes = split, per_regime, regimes(tasks)
+        self.video = any(getattr(get_task(name), "shows", "picture") == "video" for name in tasks)
 
     def draw(self, rng: np.random.Generator) -> Input:
         """One input: regime, sample and turn uniformly."""

@@ -100,7 +100,7 @@ class Masks:
         self._prices: dict[PromptShape, dict[Plan, float]] = {}
         self._searches: dict[PromptShape, dict[Any, Any]] = {}
         self._free: dict[tuple[str, Plan, PromptShape], np.ndarray] = {}
-        if not any(self.free(stage).sum() > 1 for stage in STAGES):
+        if not any(self.free(stage).sum() > 1 for stage in STAGES) and not self._for_videos():
             raise ValueError(f"the portfolio offers nothing that this host can run: {'; '.join(self._refusals())}")
 
     def rules(self, shape: PromptShape | None = None) -> Rules:
@@ -123,6 +123,10 @@ class Masks:
     def _priced_as(self, shape: PromptShape) -> PromptShape:
         """The part of a shape that prices hang on: questions of one length mostly cost the same."""
         return shape if shape.phrases is None or self._reads_phrases else replace(shape, phrases=None)
+
+    def _for_videos(self) -> bool:
+        """Whether something of what the table offers runs on videos, if not on pictures."""
+        return any(self.host.supports(stage, method, frames=2) is None for stage, method in self.table.methods[1:])
 
     def _refusals(self) -> list[str]:
         """Why each method, at its mildest, cannot run."""

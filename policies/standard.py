@@ -12,7 +12,7 @@ group's seen flag and its bias (`fold`): same sums, same decision.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,7 +61,7 @@ class Standard:
         """
         if not table.n:
             raise ValueError("standard: the training table holds no input")
-        layout = layout_of(table)
+        layout = Layout.of_recorded(table.group_names)
         mean, scale = np.zeros(layout.size), np.ones(layout.size)
         low, high = (bound.astype(np.float64) for bound in layout.bounds())
         use = np.zeros(layout.size, bool)
@@ -119,14 +119,3 @@ class Standard:
     def normalisation(self) -> Normalisation:
         """The exported statistics."""
         return Normalisation(self.mean, self.scale, self.low, self.high, self.clip)
-
-
-def layout_of(table: Table) -> Layout:
-    """The observation layout of a table's features. Raises: ValueError where names differ from this code's."""
-    layout = Layout.of({g: n for g, n in table.group_names.items() if g not in ("pixels", "question")})
-    for group in ("pixels", "question"):
-        names = table.group_names.get(group, ())
-        expected: Sequence[str] = layout.features[GROUPS.index(group)]
-        if tuple(names) != tuple(expected):
-            raise ValueError(f"table: group {group!r} holds {len(names)} features that differ from this code's")
-    return layout

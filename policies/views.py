@@ -46,9 +46,9 @@ def vectors(table: Table, layout: Layout, groups: Collection[str]) -> np.ndarray
     out = np.zeros((table.n, layout.size), np.float32)
     for group in GROUPS:
         if group in groups and group in table.groups:
-            place = layout.slices[group]
-            out[:, place.start] = 1.0
-            out[:, place.start + 1 : place.stop] = table.groups[group]
+            start, values = layout.slices[group].start, table.groups[group]
+            out[:, start] = 1.0
+            out[:, start + 1 : start + 1 + values.shape[1]] = values  # a table of pictures has no time features
     return out
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foveate.controller.features import PIXEL_FEATURES, QUESTION_FEATURES, pictures_features, question_features
+from foveate.controller.features import PIXEL_FEATURES, QUESTION_FEATURES, question_features
+from foveate.controller.motion import TIME_FEATURES, as_wide, shown_features
 from foveate.envs.inputs import Input, inputs_of
 from foveate.envs.live import token_features
 from foveate.envs.masks import ANSWER_TOKENS, STOP_GROUP, Masks
@@ -26,6 +27,7 @@ from foveate.rollouts.bar import bar
 from foveate.rollouts.table import Table
 from foveate.rollouts.worker import Ask, Worker
 from foveate.tasks.base import Sample
+from foveate.tasks.clip import Clip
 
 if TYPE_CHECKING:
     from foveate.models.host import Host
@@ -41,13 +43,19 @@ def legal_plans(host: Host, portfolio: Portfolio, shapes: Iterable[PromptShape] 
     Args:
         host: an opened model.
         portfolio: what is on offer.
-        shapes: of rows that every plan must run on, beside a usual one.
+        shapes: of rows that every plan must run on, beside a usual one where they are not all videos.
     """
     masks, plans = Masks(host, ActionTable.from_portfolio(portfolio)), all_plans(portfolio)
-    for shape in (None, *shapes):
+    for shape in with_usual(host, shapes):
         rules = masks.rules(shape)
         plans = [plan for plan in plans if plan_refusal(plan, rules, portfolio.max_active_stages) is None]
     return plans if BLIND in plans else [*plans[:1], BLIND, *plans[1:]]
+
+
+def with_usual(host: Host, shapes: Iterable[PromptShape]) -> list[PromptShape]:
+    """These shapes, behind that of a usual picture where they are not all of videos."""
+    shapes = list(shapes)
+    return shapes if shapes and all(shape.frames > 1 for shape in shapes) else [host.prompt_shape(1), *shapes]
 
 
 def layouts(host: Host, inputs: Iterable[Input]) -> list[PromptShape]:
@@ -56,13 +64,13 @@ def layouts(host: Host, inputs: Iterable[Input]) -> list[PromptShape]:
     Raises:
         ValueError: an input that cannot be put to the model, with its id.
     """
-    sizes: set[tuple[tuple[int, ...], ...]] = set()
+    sizes: set[tuple[Any, ...]] = set()
     found: dict[PromptShape, None] = {}
     for each in inputs:
-        size = tuple(image.shape for image in each.images)
+        size = tuple(map(_measures, each.images))
         try:
             if size in sizes:
-                host.inputs.prompt(each.question, 0, len(each.images))
+                host.inputs.prompt(each.question, 0, ["video" if each.film else "image"] * len(each.images))
                 continue
             shape = host.open([each.image], [each.question]).shapes[0]
         except BadInput as error:
@@ -84,6 +92,7 @@ def fill(
     shard: int = SHARD,
     progress: bool = True,
     meta: dict[str, Any] | None = None,
+    video: bool | None = None,
 ) -> Table:
     """The table of some inputs under some plans, saved at `out`.
 
@@ -102,6 +111,7 @@ def fill(
         shard: inputs in a shard.
         progress: show a bar on stderr.
         meta: more to write into the table's meta, plain data.
+        video: record the time features of videos, 0 for pictures; None = where there is a video among the inputs.
     Raises:
         ValueError: no input, one without accepted answers (where not `label_free`), one that the model cannot be asked,
             a plan that the host cannot run on all of them, or `out` holds the table of other inputs, plans or another
@@ -124,7 +134,8 @@ def fill(
     }
     todo = [path for path in cuts if not _is_done(path, key)]
     jobs = ((path, cuts[path]) for path in todo)
-    job = _Job(tuple(chosen), label_free, answer_tokens, about | {"key": key})
+    video = any(each.film for each in inputs) if video is None else video
+    job = _Job(tuple(chosen), label_free, answer_tokens, about | {"key": key}, video)
     with bar("replay", len(inputs), "inputs", progress) as advance:
         advance(len(inputs) - sum(len(cuts[path]) for path in todo))
         for path, table in _filled(host, job, jobs, workers):
@@ -139,8 +150,11 @@ def fill(
 class _Job:
     """What is the same for every shard; small enough to be sent to a worker."""
 
-    def __init__(self, plans: tuple[Plan, ...], label_free: bool, answer_tokens: int, meta: dict[str, Any]) -> None:
+    def __init__(
+        self, plans: tuple[Plan, ...], label_free: bool, answer_tokens: int, meta: dict[str, Any], video: bool = False
+    ) -> None:
         self.plans, self.label_free, self.answer_tokens, self.meta = plans, label_free, answer_tokens, meta
+        self.video = video
 
     def run(self, host: Host, inputs: Sequence[Input]) -> Table:
         """The table of some inputs."""
@@ -155,7 +169,7 @@ class _Job:
         if self.label_free:
             sure = np.array([references[id(each)].prob for each in inputs])
             own = np.minimum(np.reshape([v.outcome.own for v in verdicts], shape), sure[:, None])
-        groups, names, costs = _features(inputs, seen)
+        groups, names, costs = _features(inputs, seen, self.video)
         return Table(
             ids=[each.id for each in inputs],
             regimes=[each.regime for each in inputs],
@@ -179,14 +193,15 @@ class _Job:
 
 
 def _features(
-    inputs: Sequence[Input], seen: np.ndarray
+    inputs: Sequence[Input], seen: np.ndarray, video: bool
 ) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]], dict[str, float]]:
     """Groups, their names and their mean FLOPs; `seen` (N, 6) holds what stands at each stop."""
+    names = {"pixels": PIXEL_FEATURES + TIME_FEATURES * video, "question": QUESTION_FEATURES}
     groups = {
-        "pixels": np.stack([pictures_features(each.image) for each in inputs]),
+        "pixels": np.stack([as_wide(shown_features(each.image), len(names["pixels"])) for each in inputs]),
         "question": np.stack([question_features(each.question) for each in inputs]),
     }
-    names, costs = {"pixels": PIXEL_FEATURES, "question": QUESTION_FEATURES}, {"pixels": 0.0, "question": 0.0}
+    costs = {"pixels": 0.0, "question": 0.0}
     for stop, group in STOP_GROUP.items():
         column = seen[:, STAGES.index(stop)]
         groups[group] = np.stack([each.features for each in column])
@@ -238,7 +253,7 @@ def _check_plans(host: Host, plans: Sequence[Plan], shapes: Sequence[PromptShape
         raise ValueError("plans must start with the uncompressed one")
     for plan in plans:
         try:
-            for shape in (host.prompt_shape(1), *shapes):
+            for shape in with_usual(host, shapes):
                 host.forecast(plan, shape)
         except ValueError as error:
             raise ValueError(f"plan {plan.label()}: {error}") from None
@@ -266,11 +281,16 @@ def _key(about: dict[str, Any], inputs: Sequence[Input], plans: Sequence[Plan], 
     digest = hashlib.sha256(json.dumps(said).encode())
     for each in inputs:
         digest.update(json.dumps([each.id, each.question, each.answers]).encode())
-        if len(each.images) > 1:
-            digest.update(repr([image.shape for image in each.images]).encode())
-        for image in each.images:
-            digest.update(np.ascontiguousarray(image).tobytes())
+        if len(each.images) > 1 or each.film:
+            digest.update(repr([_measures(one) for one in each.images]).encode())
+        for one in each.images:
+            digest.update(np.ascontiguousarray(one.frames if isinstance(one, Clip) else one).tobytes())
     return digest.hexdigest()
+
+
+def _measures(one: np.ndarray | Clip) -> tuple[Any, ...]:
+    """Size of a picture; of a video, that of its frames, and when they are shown."""
+    return (*one.frames.shape, *one.seconds.tolist(), one.duration) if isinstance(one, Clip) else one.shape
 
 
 def _ours(path: Path, key: str) -> Table:

@@ -74,10 +74,14 @@ class Setup:
         """Environments in a shard."""
         return self.groups // self.shards * self.k
 
+    @property
+    def layout(self) -> Layout:
+        """Of the observation."""
+        return Layout.of(token_features(), getattr(self.source, "video", False))
+
     def spaces(self) -> tuple[spaces.Dict, spaces.MultiDiscrete]:
         """Observation and action space."""
-        table, layout = ActionTable.from_portfolio(self.portfolio), Layout.of(token_features())
-        low, high = layout.bounds()
+        table, (low, high) = ActionTable.from_portfolio(self.portfolio), self.layout.bounds()
         vector = spaces.Box(low, high, dtype=np.float32)
         return spaces.Dict({"vector": vector, "mask": spaces.MultiBinary(table.shape)}), spaces.MultiDiscrete(
             table.shape
@@ -118,7 +122,7 @@ class Shard:
 
     def __init__(self, setup: Setup, host: Host, index: int) -> None:
         self.setup, self.host, self.index = setup, host, index
-        self.layout = Layout.of(token_features())
+        self.layout = setup.layout
         costs = None if setup.terms.one_shot else partial(feature_flops, host)
         self.masks = Masks(host, ActionTable.from_portfolio(setup.portfolio), setup.answer_tokens, costs)
         self.worker = Worker(host, setup.answer_tokens, setup.batch)

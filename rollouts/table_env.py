@@ -15,7 +15,6 @@ from foveate.controller.observation import (
     MAX_SHARE,
     TOKEN_GROUPS,
     Layout,
-    check_order,
 )
 from foveate.envs.episode import Terms
 from foveate.envs.masks import STOP_GROUP, features_total
@@ -66,7 +65,7 @@ class TableVecEnv(SharedVecEnv):
         self.terms = terms or Terms()
         self.table, self.groups, self.k, self.seed_of_draws = table, groups, k, seed
         self.actions_of = ActionTable.from_portfolio(_one_stage(portfolio, table))
-        self.layout = _layout(table)
+        self.layout = Layout.of_recorded(table.group_names)
         self._prepare()
         self.set_b(self.terms.b)
         low, high = self.layout.bounds()
@@ -341,14 +340,6 @@ def _one_stage(portfolio: Portfolio | None, table: Table) -> Portfolio:
             f"portfolio {portfolio.name!r} may act at {portfolio.max_active_stages} stages; a table answers for 1"
         )
     return portfolio
-
-
-def _layout(table: Table) -> Layout:
-    """The observation layout. Raises: ValueError where the table holds other features than this code computes."""
-    layout = Layout.of({name: table.group_names[name] for name in TOKEN_GROUPS if name in table.group_names})
-    for name, mine in zip(GROUPS, layout.features, strict=True):
-        check_order(name, table.group_names.get(name, ()), mine)
-    return layout
 
 
 def _inside(layout: Layout, group: str) -> np.ndarray:

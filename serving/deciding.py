@@ -10,7 +10,8 @@ from functools import partial
 import numpy as np
 
 from foveate.controller.decision import Controller, Decision
-from foveate.controller.features import pictures_features, question_features
+from foveate.controller.features import question_features
+from foveate.controller.motion import shown_features
 from foveate.controller.observation import Progress
 from foveate.models.features import reveal
 from foveate.models.host import Host
@@ -20,13 +21,14 @@ from foveate.models.passes import Pass
 from foveate.plans.masks import plan_refusal
 from foveate.plans.plan import NONE, STAGES, UNCOMPRESSED, Choice, Plan
 from foveate.plans.portfolio import ActionTable, Portfolio
+from foveate.tasks.clip import Clip
 
 UNTRUSTED = ("nan", "error")
 """Reasons after which what has already run is not believed, whatever the limit."""
 
 
-Shown = np.ndarray | Sequence[np.ndarray]
-"""A row's picture, or several."""
+Shown = np.ndarray | Clip | Sequence[np.ndarray | Clip]
+"""A row's picture or video, or several; an array of four axes is a video."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class Driver:
             longest = self.host.forecast(UNCOMPRESSED, row.shape, new_tokens).total
             decisions = self.decision_flops * len(STAGES)
             course.limit = dials.max_flops - max(0.0, longest - full) - decisions
-        course.groups = {"pixels": pictures_features(picture), "question": question_features(row.question)}
+        course.groups = {"pixels": shown_features(picture), "question": question_features(row.question)}
         return course
 
     def _decide(self, p: Pass, stage: str, courses: list[Course], dials: Dials, used: float) -> float:

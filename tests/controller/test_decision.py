@@ -192,6 +192,11 @@ class TestSafety:
         decision = controller.decide_stop(stage, {**groups, **change}, progress, mask, lam)
         assert decision == Decision(0, 0, "shape") and decision.safe
 
+    def test_a_video_is_outside_what_a_controller_for_pictures_has_seen(self, controller, groups):
+        mask = controller.artefact.table.legal("outside")
+        decision = controller.decide_stop("outside", {**groups, "pixels": np.zeros(29)}, Progress(), mask)
+        assert decision == Decision(0, 0, "outside") and controller.counters == {"outside": 1}
+
     def test_every_decision_is_counted_once(self, controller, observation):
         poisoned = {**observation, "vector": observation["vector"] * np.nan}
         for item in (observation, poisoned, observation, {}, {**observation, "mask": None}):

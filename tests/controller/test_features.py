@@ -9,7 +9,6 @@ from PIL import Image, ImageDraw
 from foveate.controller.features import (
     PIXEL_FEATURES,
     QUESTION_FEATURES,
-    pictures_features,
     pixel_features,
     question_features,
 )
@@ -67,12 +66,6 @@ class TestPixels:
     def test_anything_but_an_rgb_picture_is_refused_by_name(self, image):
         with pytest.raises(ValueError, match="^image: "):
             pixel_features(image)
-
-    def test_of_several_pictures_the_mean_counts_whatever_their_sizes(self):
-        one, two = np.asarray(page(96)), np.asarray(page(48, 3))
-        assert np.allclose(pictures_features((one, two)), (pixel_features(one) + pixel_features(two)) / 2)
-        assert np.array_equal(pictures_features(one), pixel_features(one))
-        assert np.array_equal(pictures_features([two]), pixel_features(two))
 
     def test_a_constant_picture_has_no_contrast_no_edges_and_one_colour(self):
         values = pixels(np.full((50, 70, 3), 137, np.uint8))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from foveate.controller.features import PIXEL_FEATURES, QUESTION_FEATURES
-from foveate.controller.observation import GROUPS, HEAD, Layout, Progress, read_lambda
+from foveate.controller.motion import TIME_FEATURES
+from foveate.controller.observation import GROUPS, HEAD, Layout, Progress, Unseen, read_lambda
 from foveate.plans.plan import STAGES
 
 pytestmark = pytest.mark.fast
@@ -102,7 +103,8 @@ def test_a_layout_survives_plain_data(layout):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(version=2), "observation version is 2, this code has 1"),
+        (lambda d: d.update(version=3), "observation version is 3, this code has 1 and 2"),
+        (lambda d: d.update(version=2), "feature 24 of group 'pixels' is 'nothing', this code has 'motion_mean'"),
         (lambda d: d.update(features_version=0), "observation features_version is 0"),
         (lambda d: d["head"].reverse(), "feature 0 of group 'head' is 'turns', this code has 'stage_input'"),
         (
@@ -118,6 +120,25 @@ def test_plain_data_of_another_order_or_version_is_refused(layout, change, messa
     change(data)
     with pytest.raises(ValueError, match=message):
         Layout.from_dict(data)
+
+
+def test_a_layout_for_videos_has_their_features_behind_the_pixels_and_zeros_for_pictures():
+    films = Layout.of({"layer1": ["mass"]}, video=True)
+    assert films.video and films.names[films.slices["pixels"]][25:] == tuple(f"pixels.{name}" for name in TIME_FEATURES)
+    still = films.assemble("input", 1.0, Progress(), {"pixels": np.ones(24)})[films.slices["pixels"]]
+    moving = films.assemble("input", 1.0, Progress(), {"pixels": np.ones(29)})[films.slices["pixels"]]
+    assert still.tolist() == [1.0] * 25 + [0.0] * 5 and moving.tolist() == [1.0] * 30
+    assert Layout.from_dict(films.to_dict()) == films and films.to_dict()["version"] == 2
+    recorded = dict(zip(GROUPS, films.features, strict=True))
+    assert Layout.of_recorded(recorded) == films
+    with pytest.raises(ValueError, match="feature 28 of group 'pixels' is 'nothing', this code has 'log_frames'"):
+        Layout.of_recorded({**recorded, "pixels": films.features[0][:-1]})
+
+
+def test_a_layout_for_pictures_refuses_a_video_by_name(layout):
+    assert not layout.video and layout.to_dict()["version"] == 1
+    with pytest.raises(Unseen, match="a video's 'pixels', and this layout is for pictures"):
+        layout.assemble("input", 1.0, Progress(), {"pixels": np.ones(29)})
 
 
 def test_an_unknown_token_group_is_refused():
