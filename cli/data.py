@@ -28,7 +28,7 @@ def arguments(parser: argparse.ArgumentParser, split: str, n: int, unit: str = "
     parser.add_argument(
         *("--jsonl", "--data"),
         metavar="FILE",
-        help="your own data instead: image (or images, of several), question, answers in every row",
+        help="your own data instead: image (or images, of several; or video), question, answers in every row",
     )
     parser.add_argument("--images", metavar="FOLDER", help="folder that its image paths start from (default: its own)")
     parser.add_argument("--skip-bad", action="store_true", help="report bad rows of --jsonl and go on")

@@ -12,6 +12,9 @@ from foveate.tasks.base import TaskDataError
 FPS = 24.0
 """Frames a second of a video that does not say: as transformers has it."""
 
+FRAMES = 8
+"""Frames of a file that are shown where nobody says how many."""
+
 
 class VideoError(TaskDataError):
     """A video that cannot be used: one line with the reason, and its path where it is a file."""

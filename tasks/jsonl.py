@@ -1,4 +1,4 @@
-"""The user's own data: one JSON object a line, pictures beside it in a folder."""
+"""The user's own data: one JSON object a line, pictures and videos beside it in a folder."""
 
 from __future__ import annotations
 
@@ -9,10 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from foveate.tasks.base import Sample, TaskDataError, Turn
+from foveate.tasks.clip import FRAMES, Clip
 from foveate.tasks.images import open_picture
 from foveate.tasks.splits import digest
 
-KEYS = {"image", "images", "question", "answers", "turns", "regime", "split", "family", "id", "caption"}
+KEYS = {
+    "image",
+    "images",
+    "video",
+    "frames",
+    "question",
+    "answers",
+    "turns",
+    "regime",
+    "split",
+    "family",
+    "id",
+    "caption",
+}
 
 
 def read_jsonl(
@@ -25,13 +39,14 @@ def read_jsonl(
 
     A row is {"image": "a.png", "question": "...", "answers": ["..."]} or {"image": ..., "turns": [{"question": ...,
     "answers": [...]}, ...]}, with "regime", "split", "family", "id" and "caption" if wanted. Questions about several
-    pictures have "images": ["a.png", "b.png"] instead, in the order of the prompt. `answers` may be null: the row is
-    then label-free. Blank lines are passed over. Pictures keep their size; they are turned as their EXIF data
-    says and made RGB.
+    pictures have "images": ["a.png", "b.png"] instead, in the order of the prompt; those about a video have "video":
+    "a.mp4", and "frames": n where not `tasks.clip.FRAMES` of it, at even distances, are to be shown. `answers` may be
+    null: the row is then label-free. Blank lines are passed over. Pictures keep their size; they are turned as their
+    EXIF data says and made RGB.
 
     Args:
         path: the JSONL file, UTF-8.
-        root: folder that picture paths start from; default: the folder of the file.
+        root: folder that the paths of pictures and videos start from; default: the folder of the file.
         on_error: "skip" reports a bad row and goes on, "raise" stops at it.
         report: takes one line for every skipped row; default: standard error.
 
@@ -74,7 +89,7 @@ def sample_of(line: bytes, number: int, path: Path, root: Path) -> Sample:
         line: as it stands in the file.
         number: of the line, from 1.
         path: the file.
-        root: folder that picture paths start from.
+        root: folder that the paths of pictures and videos start from.
     """
     try:
         row = json.loads(line.decode("utf-8-sig"))
@@ -88,7 +103,8 @@ def sample_of(line: bytes, number: int, path: Path, root: Path) -> Sample:
     if unknown:
         raise TaskDataError(f"unknown key {unknown[0]!r}, known are {', '.join(sorted(KEYS))}")
     turns, names = _turns(row), _names(row)
-    image, *more = (open_picture(name, root) for name in names)
+    clip = _clip(row, root)
+    image, *more = (open_picture(name, root) for name in names) if clip is None else (clip.middle,)
     return Sample(
         id=_text(row, "id", f"{path.stem}/{number}"),
         task=path.stem,
@@ -100,11 +116,30 @@ def sample_of(line: bytes, number: int, path: Path, root: Path) -> Sample:
         turns=turns,
         caption=_text(row, "caption", ""),
         more=tuple(more),
+        clip=clip,
     )
 
 
+def _clip(row: dict[str, Any], root: Path) -> Clip | None:
+    """The frames of a row's video, where it has one."""
+    if "video" not in row:
+        if "frames" in row:
+            raise TaskDataError("frames are given, and no video")
+        return None
+    n = row.get("frames", FRAMES)
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise TaskDataError(f"frames is {n!r}, expected a whole number above 0")
+    from foveate.tasks.video import frames  # the decoder is slow to import
+
+    return frames(row["video"], n, root=root)
+
+
 def _names(row: dict[str, Any]) -> list[str]:
-    """The picture files of a row."""
+    """The picture files of a row, or its video."""
+    if "video" in row:
+        if "image" in row or "images" in row:
+            raise TaskDataError("give either a video or pictures, not both")
+        return [_text(row, "video", None)]
     if "images" not in row:
         return [_text(row, "image", None)]
     if "image" in row:

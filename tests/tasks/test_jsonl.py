@@ -2,6 +2,8 @@
 
 import json
 
+import av
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -160,3 +162,40 @@ def test_pictures_are_read_with_the_limits_of_any_picture_from_outside(folder, m
     reasons = ("has 6 x 4 pixels, the limit is 23", "has 3 frames or pages", "not a picture of a known format")
     for number, (name, reason, line) in enumerate(zip(names, reasons, lines, strict=True), start=1):
         assert line.startswith(f"data.jsonl:{number}: image {name!r}: {reason}"), line
+
+
+@pytest.fixture
+def film(folder):
+    """A file of twelve grey frames, each lighter than the one before."""
+    with av.open(str(folder / "a.mkv"), "w") as out:
+        stream = out.add_stream("ffv1", rate=4, width=16, height=16, pix_fmt="bgr0")
+        for level in range(12):
+            frame = av.VideoFrame.from_ndarray(np.full((16, 16, 3), 20 * level, np.uint8), format="rgb24")
+            out.mux(stream.encode(frame.reformat(format="bgr0")))
+        out.mux(stream.encode())
+    return folder
+
+
+def test_a_row_may_show_a_video(film):
+    row = {"video": "a.mkv", "question": "what?", "answers": ["a cat"]}
+    usual, some = read_jsonl(write(film, row, row | {"frames": 3}), on_error="raise")
+    assert usual.clip.frames.shape == (8, 16, 16, 3) and usual.shown is usual.clip
+    assert some.clip.frames[:, 0, 0, 0].tolist() == [40, 120, 200] and some.clip.seconds.tolist() == [0.5, 1.5, 2.5]
+    assert some.image[0, 0, 0] == 120 and some.clip.total == 12 and some.family == usual.family
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"video": "gone.mkv"}, "video 'gone.mkv': not found under"),
+        ({"video": "data.jsonl"}, "video 'data.jsonl': not a video of a known format"),
+        ({"video": 3}, "video is 3, expected text"),
+        ({"video": "a.mkv", "image": "a.png"}, "give either a video or pictures, not both"),
+        ({"video": "a.mkv", "frames": 0}, "frames is 0, expected a whole number above 0"),
+        ({"image": "a.png", "frames": 4}, "frames are given, and no video"),
+    ],
+)
+def test_a_bad_video_row_is_one_line_with_its_number(film, row, reason):
+    said = []
+    assert not list(read_jsonl(write(film, row | {"question": "what?", "answers": None}), report=said.append))
+    assert len(said) == 1 and said[0].startswith("data.jsonl:1: ") and reason in said[0] and "\n" not in said[0]
