@@ -28,7 +28,8 @@ DENSE_WHAT: tuple[str, ...] = ("background", *SHAPES, *CHARACTERS, "plate", "bar
 DENSE_COLOUR: tuple[str, ...] = ("none", *COLOURS)
 
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom in px; right and bottom excluded
+# left, top, right, bottom in px; right and bottom excluded; in a video the number of the frame stands behind them
+Box = tuple[float, float, float, float] | tuple[float, float, float, float, int]
 
 
 class TaskDataError(ValueError):
@@ -71,6 +72,7 @@ class Sample:
         caption: short description of what is on the picture.
         dense: (24, 24, 2) int16, for each 4 x 4 px cell the class (DENSE_WHAT) and the colour (DENSE_COLOUR) that
             cover most of its labelled pixels; 0 where fewer than a quarter of them are labelled. None = no labels.
+            (T, 24, 24, 2) where there is a clip.
         more: the pictures behind `image`, in the order of the prompt.
         clip: the video that is asked about; `image` is then its middle frame, for who looks at one. None = no video.
     """
@@ -104,8 +106,9 @@ class Sample:
 class Task(ABC):
     """A deterministic source of samples: the same (split, index) gives the same sample, in any process."""
 
-    name: ClassVar[str]
-    regimes: ClassVar[tuple[str, ...]]
+    name: str
+    regimes: tuple[str, ...]
+    shows: ClassVar[str] = "picture"  # or "video": samples have a clip
 
     def available(self) -> str | None:
         """None when usable here, else one line with the reason."""

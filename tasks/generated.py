@@ -37,6 +37,14 @@ class GeneratedTask(Task):
     def caption(self, programme: Programme) -> str:
         """A short description of the content."""
 
+    def surface(self, split: str, rng: random.Random, programme: Programme) -> Canvas:
+        """What the programme is painted on."""
+        return Canvas(split, rng)
+
+    def shown(self, canvas: Canvas) -> dict[str, Any]:
+        """The fields of `Sample` that come from the painting."""
+        return {"image": canvas.image_array(), "dense": canvas.dense()}
+
     def find(self, split: str, index: int) -> tuple[Programme, str]:
         """The programme at (split, index) and its digest, which lies in the split's share of digest space."""
         check_address(split, index)
@@ -63,7 +71,7 @@ class GeneratedTask(Task):
     def _render(self, split: str, index: int, twin: int) -> Sample:
         programme, family = self.find(split, index)
         key = f"{self.name}/{split}/{index}"
-        canvas = Canvas(split, stream(key, "paint", twin))
+        canvas = self.surface(split, stream(key, "paint", twin), programme)
         self.paint(canvas, programme)
         words = stream(key, "words")
         turns = tuple(
@@ -84,8 +92,7 @@ class GeneratedTask(Task):
             split=split,
             family=family,
             index=index,
-            image=canvas.image_array(),
             turns=turns,
             caption=self.caption(programme),
-            dense=canvas.dense(),
+            **self.shown(canvas),
         )

@@ -1,4 +1,8 @@
-"""Every question template with its wordings. A template belongs to no regime: several regimes ask the same thing."""
+"""Every question template with its wordings. A template belongs to no regime: several regimes ask the same thing.
+
+Videos have templates of their own beside those of pictures, which they use too: the words of the first table are the
+image reference's vocabulary, and no new template may move its ids.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +47,69 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     "is_there": ("is there a {thing}?", "do you see a {thing}?"),
 }
 
+FILM_WORDINGS: dict[str, tuple[str, ...]] = {
+    "way_of_object": ("which way does the object move?", "where does the object go?"),
+    "way_of": ("which way does the {colour} {shape} move?", "where does the {colour} {shape} go?"),
+    "way_of_camera": ("which way does the camera move?", "where does the camera go?"),
+    "shape_going": ("what shape moves {way}?", "which shape goes {way}?"),
+    "colour_going": (
+        "what colour is the object that moves {way}?",
+        "which colour does the object that goes {way} have?",
+    ),
+    "shape_moving": ("what shape moves?", "which shape moves?"),
+    "colour_moving": ("what colour is the object that moves?", "which colour does the object that moves have?"),
+    "shape_nth": ("what shape comes {when}?", "which shape comes {when}?"),
+    "colour_nth": ("what colour comes {when}?", "which colour comes {when}?"),
+    "shape_next": ("what shape comes {when} the {colour} {shape}?", "which shape comes {when} the {colour} {shape}?"),
+    "colour_next": (
+        "what colour comes {when} the {colour} {shape}?",
+        "which colour comes {when} the {colour} {shape}?",
+    ),
+    "is_before": (
+        "does the {colour} {shape} come before the {colour2} {shape2}?",
+        "is the {colour} {shape} before the {colour2} {shape2}?",
+    ),
+    "count_flashes": (
+        "how many times does the {colour} {shape} flash?",
+        "how many flashes of the {colour} {shape} are there?",
+    ),
+    "count_frames": (
+        "how many frames have the {colour} {shape}?",
+        "in how many frames do you see the {colour} {shape}?",
+    ),
+    "count_jumps": (
+        "how many times does the {colour} {shape} jump?",
+        "how many jumps of the {colour} {shape} are there?",
+    ),
+    "shape_jumping": ("what shape jumps?", "which shape jumps?"),
+    "what_changes": ("what changes?", "what changes here?"),
+    "shape_recoloured": ("what shape changes colour?", "which shape changes colour?"),
+    "colour_at": (
+        "what colour is the {shape} at the {when}?",
+        "which colour does the {shape} have at the {when}?",
+    ),
+    "shape_at": ("what shape is {colour} at the {when}?", "which shape is {colour} at the {when}?"),
+    "shape_gone": ("what shape goes away?", "which shape goes away?"),
+    "colour_gone": ("what colour is the object that goes away?", "which colour does the object that goes away have?"),
+    "shape_coming": ("what shape comes?", "which shape comes?"),
+    "colour_coming": ("what colour is the object that comes?", "which colour does the object that comes have?"),
+    "shape_in_frame": ("what shape comes in frame {number}?", "which shape comes in frame {number}?"),
+    "first_frame": (
+        "in which frame does the {colour} {shape} come?",
+        "which frame is the first with the {colour} {shape}?",
+    ),
+    "last_frame": (
+        "in which frame is the {colour} {shape} last?",
+        "which frame is the last with the {colour} {shape}?",
+    ),
+    "part_of": ("when does the {colour} {shape} {verb}?", "in which part does the {colour} {shape} {verb}?"),
+    "part_recoloured": ("when does the {shape} change colour?", "in which part does the {shape} change colour?"),
+    "number_on_page": ("what number is on page {page}?", "which number is on page {page}?"),
+    "word_on_page": ("what word is on page {page}?", "which word is on page {page}?"),
+    "written_on": ("what is written on the {which} page?", "what do you see written on the {which} page?"),
+    "count_pages": ("how many pages are there?", "how many pages do you see?"),
+}
+
 
 class Ask(NamedTuple):
     """A question before it is worded: template id, what fills its slots, accepted answers, and the parts of the
@@ -57,7 +124,7 @@ class Ask(NamedTuple):
 
 def word(ask: Ask, choice: int) -> str:
     """The question in wording number `choice` (taken modulo the number of wordings)."""
-    wordings = WORDINGS[ask.template]
+    wordings = WORDINGS.get(ask.template) or FILM_WORDINGS[ask.template]
     return wordings[choice % len(wordings)].format(**ask.slots)
 
 

@@ -10,12 +10,13 @@ from foveate.tasks.charts import Charts
 from foveate.tasks.digits import Digits
 from foveate.tasks.documents import Documents
 from foveate.tasks.easy_vqa import EasyVQA
+from foveate.tasks.films.task import long_video, video
 from foveate.tasks.pictures import Pictures
 from foveate.tasks.reading import Reading
 from foveate.tasks.scenes import Scenes
 from foveate.tasks.splits import stream
 
-BUILT_IN = (Scenes(), Reading(), Documents(), Charts(), Digits(), Pictures(), EasyVQA())
+BUILT_IN = (Scenes(), Reading(), Documents(), Charts(), Digits(), Pictures(), EasyVQA(), video(), long_video())
 TASKS: dict[str, Task] = {task.name: task for task in BUILT_IN}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Iterable, Sequence
@@ -117,6 +118,13 @@ class Canvas:
         self.ground: RGB = (0, 0, 0)
         self.parts: dict[str, tuple[Box, ...]] = {}  # what questions point at, by a name that the task gives
 
+    def copy(self) -> Canvas:
+        """The picture as it stands, to be drawn on apart; it goes on drawing from the same random numbers."""
+        other = copy.copy(self)
+        other.image, other.labels, other.parts = self.image.copy(), self.labels.copy(), dict(self.parts)
+        other.draw = ImageDraw.Draw(other.image)
+        return other
+
     def jitter(self, colour: Sequence[int], amount: int = 12) -> RGB:
         """A colour near `colour`."""
         r, g, b = (min(255, max(0, c + self.rng.randint(-amount, amount))) for c in colour)
@@ -174,11 +182,11 @@ class Canvas:
         self.parts[name] = (box,)
         self.parts[f"centre of {name}"] = ((x - half, y - half, x + half, y + half),)
 
-    def shape(self, name: str, colour: str, centre: tuple[float, float], size: int) -> Box:
-        """Draw a shape of `size` px around `centre` (x, y); returns its box."""
+    def shape(self, name: str, colour: str, centre: tuple[float, float], size: int, exactly: RGB | None = None) -> Box:
+        """Draw a shape of `size` px around `centre` (x, y), in a tone of its own unless told; returns its box."""
         mask = shape_mask(name, size)
         left, top = round(centre[0] - size / 2), round(centre[1] - size / 2)
-        self.image.paste(self.jitter(PALETTE[colour]), (left, top), mask)
+        self.image.paste(exactly or self.jitter(PALETTE[colour]), (left, top), mask)
         self.label_mask(mask, left, top, name, colour)
         return left, top, left + size, top + size
 

@@ -49,8 +49,9 @@ def right(
 
 
 def usable_regimes() -> list[str]:
-    """The regimes whose task has its data here."""
-    return [regime for task in TASKS.values() if task.available() is None for regime in task.regimes]
+    """The regimes of pictures whose task has its data here."""
+    tasks = [task for task in TASKS.values() if task.shows == "picture" and task.available() is None]
+    return [regime for task in tasks for regime in task.regimes]
 
 
 def accuracy(

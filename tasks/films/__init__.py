@@ -1,0 +1,1 @@
+"""Videos with questions whose answers are known: some frames of something that happens, drawn on demand."""
