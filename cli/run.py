@@ -1,4 +1,4 @@
-"""`foveate run`: a picture or several, one question, one answer, and what it cost."""
+"""`foveate run`: a picture, several or a video, one question, one answer, and what it cost."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 from foveate.cli.reading import PLAN_HELP, check_runs, model_arguments, open_model, read_plan
 from foveate.cli.text import columns, flops
 from foveate.plans.plan import STAGES, Plan
+from foveate.tasks.clip import FRAMES
 
 if TYPE_CHECKING:
     import numpy as np
 
     from foveate.models.host import Host
     from foveate.serving.gate import Record
+    from foveate.tasks.clip import Clip
 
 EXAMPLE = 'foveate run --image photo.png --question "what color is the car?" --budget 0.3 --picture kept.png'
 
@@ -24,7 +26,11 @@ EXAMPLE = 'foveate run --image photo.png --question "what color is the car?" --b
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
     parser.add_argument(
-        "--image", required=True, action="append", metavar="FILE", help="the picture; once for each of several"
+        "--image", action="append", default=[], metavar="FILE", help="the picture; once for each of several"
+    )
+    parser.add_argument("--video", metavar="FILE", help="a video instead, or behind the pictures")
+    parser.add_argument(
+        "--frames", type=int, default=FRAMES, metavar="N", help=f"of it, at even distances (default: {FRAMES})"
     )
     parser.add_argument("--question", required=True, metavar="TEXT", help="what to ask about it, or about all of them")
     dial = parser.add_mutually_exclusive_group()
@@ -37,14 +43,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-flops", type=float, metavar="N", help="hard limit on this request")
     model_arguments(parser)
     parser.add_argument("--max-new-tokens", type=int, default=16, metavar="N", help="longest answer (default: 16)")
-    parser.add_argument("--picture", metavar="FILE", help="save the picture with the kept tokens marked")
+    parser.add_argument("--picture", metavar="FILE", help="save what was shown with the kept tokens marked")
     parser.add_argument("--json", action="store_true", help="JSON instead of text")
 
 
 def main(args: argparse.Namespace) -> int:
     """Prints the answer and what it cost."""
     from foveate.controller.artefact import load
-    from foveate.tasks.images import open_picture
 
     if not args.question.strip():
         raise ValueError("question: is empty")
@@ -52,7 +57,7 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f"--max-new-tokens: {args.max_new_tokens} is below 1")
     if args.plan is not None and (args.controller is not None or args.max_flops is not None):
         raise ValueError("--plan: goes without --controller and --max-flops, it leaves nothing to decide")
-    images = [open_picture(path) for path in args.image]
+    images = shown_of(args.image, args.video, args.frames)
     plan = None if args.plan is None else read_plan(args.plan)
     controller = None if plan is not None else controller_path(args.controller, args.model)
     if controller is not None:
@@ -69,6 +74,22 @@ def main(args: argparse.Namespace) -> int:
         found["picture"] = str(args.picture)
     print(json.dumps(found, indent=2) if args.json else table(found))
     return 0
+
+
+def shown_of(images: Sequence[str], video: str | None, frames: int) -> list[np.ndarray | Clip]:
+    """Pictures and the video of files. Raises: ValueError where there is none, or one that cannot be used."""
+    from foveate.tasks.images import open_picture
+
+    if not images and video is None:
+        raise ValueError("give --image FILE or --video FILE")
+    found: list[np.ndarray | Clip] = [open_picture(path) for path in images]
+    if video is not None:
+        if frames < 1:
+            raise ValueError(f"--frames: {frames} is below 1")
+        from foveate.tasks import video as videos  # the decoder is slow to import
+
+        found.append(videos.frames(video, frames))
+    return found
 
 
 def controller_path(given: str | None, model: str) -> Path:
@@ -88,7 +109,7 @@ def by_controller(
     host: Host,
     controller: Path,
     dials: dict[str, float | None],
-    images: Sequence[np.ndarray],
+    images: Sequence[np.ndarray | Clip],
     question: str,
     max_new_tokens: int,
 ) -> tuple[str, Record]:
@@ -98,7 +119,7 @@ def by_controller(
         host: an opened model.
         controller: file.
         dials: budget, lam, max_flops; see `serving.gate.Gate`.
-        images: (H, W, 3) uint8 each, one or more.
+        images: (H, W, 3) uint8 each, or a video; one or more.
         question: text.
         max_new_tokens: longest answer.
     Raises:
@@ -112,7 +133,7 @@ def by_controller(
 
 
 def by_plan(
-    host: Host, plan: Plan, images: Sequence[np.ndarray], question: str, max_new_tokens: int
+    host: Host, plan: Plan, images: Sequence[np.ndarray | Clip], question: str, max_new_tokens: int
 ) -> tuple[str, Record]:
     """The same under a fixed plan. Raises: ValueError where the model cannot run it."""
     from foveate.serving.gate import record_of
@@ -168,16 +189,14 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def draw(path: str | Path, host: Host, images: Sequence[np.ndarray], question: str, record: Record) -> None:
-    """Marks the tokens that reach the last decoder layer on the pictures, one panel for each.
+def draw(path: str | Path, host: Host, shown: Sequence[np.ndarray | Clip], question: str, record: Record) -> None:
+    """Marks the tokens that reach the last decoder layer on the pictures, one panel for each; on each frame of a video.
 
     Raises:
         ValueError: a suffix of no picture format, or a plan that leaves no token its place.
     """
-    from foveate.serving.picture import kept_panels, places, save_picture
+    from foveate.serving.picture import row_picture, save_picture
 
     if record.kept is None:
         raise ValueError(f"--picture: {record.plan.label()} leaves the tokens of several views without places to draw")
-    row, left = host.inputs.row(list(images), question, 0), iter(record.kept)
-    kept = [[next(left) for _ in picture.views] for picture in row.pictures]
-    save_picture(path, kept_panels(images, places(host.inputs, row), kept))
+    save_picture(path, row_picture(host, list(shown), question, record.plan, record.kept))

@@ -123,7 +123,7 @@ class TaskSource:
             if reason := get_task(name).available():
                 raise ValueError(f"task {name!r} is not usable: {reason}")
         self.split, self.per_regime, self.regimes = split, per_regime, regimes(tasks)
-        self.video = any(getattr(get_task(name), "shows", "picture") == "video" for name in tasks)
+        self.video = any(get_task(name).shows == "video" for name in tasks)
 
     def draw(self, rng: np.random.Generator) -> Input:
         """One input: regime, sample and turn uniformly."""

@@ -40,6 +40,7 @@ class Tensors(ABC):
 
     def __init__(self, inputs: Inputs) -> None:
         self.inputs, self.token = inputs, inputs.image_token_id
+        self.marks = (inputs.image_token_id, inputs.video_token_id)
 
     @abstractmethod
     def of(self, rows: Sequence[Row], ids: Tensor) -> dict[str, Tensor]:
@@ -71,16 +72,17 @@ class Tensors(ABC):
         for number, (prompt, pictures) in enumerate(zip(prompts, self.pictures(prompts, given), strict=True)):
             if not pictures:
                 raise BadInput(f"row {number}: has no picture")
-            if len(pictures) not in around:
-                around[len(pictures)] = self._around(len(pictures))
+            kinds = tuple(picture.kind for picture in pictures)
+            if kinds not in around:
+                around[kinds] = self._around(kinds)
             ids = self._marked(prompt, pictures, number)
-            question = self._question([token for token in ids if token != self.token], *around[len(pictures)])
+            question = self._question([token for token in ids if token not in self.marks], *around[kinds])
             row = self.inputs.laid(pictures, question, self.inputs.tokenizer.decode(ids), ids)
             found.append(row)
         return found
 
     def shown(self, row: Row) -> list[np.ndarray]:
-        """(H, W, 3) uint8 of each picture of a row, as the model sees all of it at once."""
+        """(H, W, 3) uint8 of each picture of a row, as the model sees all of it at once; of a video (F, H, W, 3)."""
         return [picture.views[self.overview].pixels for picture in row.pictures]
 
     # -- for families ------------------------------------------------------------------------------------------------
@@ -106,25 +108,33 @@ class Tensors(ABC):
             raise BadInput("pixel_values: no normalised 8-bit pictures")
         return pixels.to(torch.uint8).movedim(-3, -1).cpu().numpy()
 
+    def mark(self, picture: Framed) -> int:
+        """The id that stands for each token of a picture or video."""
+        return self.marks[picture.film is not None]
+
     def dealt(self, prompts: Sequence[Sequence[int]], pictures: Sequence[Framed]) -> list[list[Framed]]:
-        """Pictures that stand one behind the other: each row takes those whose entries its image tokens are.
+        """Pictures, and videos, that stand one behind the other: each row takes those whose entries its tokens are.
 
         Raises:
             BadInput: a row's image tokens are not those of whole pictures, or pictures are left over.
         """
-        out, taken = [], 0
+        left = {mark: [picture for picture in pictures if self.mark(picture) == mark][::-1] for mark in self.marks}
+        out: list[list[Framed]] = []
         for number, prompt in enumerate(prompts):
-            count, first = prompt.count(self.token), taken
-            left = count
-            while left > 0 and taken < len(pictures):
-                left -= pictures[taken].ids.count(self.token)
-                taken += 1
-            if left:
-                each = [picture.ids.count(self.token) for picture in pictures[first:taken]]
-                raise BadInput(f"row {number}: has {count} image tokens, the next pictures have {each}")
-            out.append(list(pictures[first:taken]))
-        if taken < len(pictures):
-            raise BadInput(f"pixel_values: {len(pictures)} pictures, the prompts show {taken} of them")
+            tokens, own, at = [token for token in prompt if token in left], [], 0
+            while at < len(tokens):
+                mark, n = tokens[at], 0
+                if left[mark]:
+                    own.append(left[mark].pop())
+                    n = own[-1].ids.count(mark)
+                if not n or tokens[at : at + n] != [mark] * n:
+                    each = [picture.ids.count(self.mark(picture)) for picture in own]
+                    raise BadInput(f"row {number}: has {len(tokens)} image tokens, the next pictures have {each}")
+                at += n
+            out.append(own)
+        if any(left.values()):
+            shown = sum(map(len, out))
+            raise BadInput(f"pixel_values: {len(pictures)} pictures, the prompts show {shown} of them")
         return out
 
     # -- prompts -----------------------------------------------------------------------------------------------------
@@ -133,23 +143,24 @@ class Tensors(ABC):
         """A prompt with one image token in place of each picture's entries. Raises: BadInput."""
         ids, at, prompt = [], 0, list(prompt)
         for which, picture in enumerate(pictures):
-            begin = prompt.index(self.token, at) if self.token in prompt[at:] else len(prompt)
-            begin = max(at, begin - picture.ids.index(self.token))
+            mark = self.mark(picture)
+            begin = prompt.index(mark, at) if mark in prompt[at:] else len(prompt)
+            begin = max(at, begin - picture.ids.index(mark))
             end = begin + len(picture.ids)
             if tuple(prompt[begin:end]) != picture.ids:
                 raise BadInput(
                     f"row {number}: its prompt does not hold picture {which} as this model's processor writes it"
                 )
-            ids += [*prompt[at:begin], self.token]
+            ids += [*prompt[at:begin], mark]
             at = end
-        if self.token in prompt[at:]:
+        if any(mark in prompt[at:] for mark in self.marks):
             raise BadInput(f"row {number}: has image tokens behind its last picture")
         return ids + prompt[at:]
 
-    def _around(self, pictures: int) -> tuple[list[int], list[int]]:
-        """Token ids that every prompt of so many pictures begins and ends with, image tokens left out."""
-        both = [self.inputs.prompt(text, 0, pictures)[1] for text in ("what", "which of 2 is it")]
-        a, b = ([token for token in ids if token != self.token] for ids in both)
+    def _around(self, kinds: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Token ids that every prompt of such pictures begins and ends with, image tokens left out."""
+        both = [self.inputs.prompt(text, 0, kinds)[1] for text in ("what", "which of 2 is it")]
+        a, b = ([token for token in ids if token not in self.marks] for ids in both)
         return _shared(a, b), _shared(a[::-1], b[::-1])[::-1]
 
     def _question(self, words: list[int], lead: list[int], tail: list[int]) -> str:

@@ -28,7 +28,7 @@ from foveate.compressors.base import Grid
 from foveate.controller.artefact import Artefact, ControllerError, load
 from foveate.controller.decision import Controller
 from foveate.controller.observation import TOKEN_GROUPS, check_order
-from foveate.models.errors import UnsupportedModel
+from foveate.models.errors import BadInput, UnsupportedModel
 from foveate.models.families import FAMILIES, family
 from foveate.models.features import TOKEN_FEATURES
 from foveate.models.host import Host
@@ -40,7 +40,7 @@ from foveate.models.prompt import joined
 from foveate.models.text_tower import FOLDER, TextTower
 from foveate.plans.plan import UNCOMPRESSED, Choice, Plan
 from foveate.serving.deciding import Course, Dials, Driver
-from foveate.serving.requests import Request, Unsupported, as_tensors, from_pictures, from_tensors, tensors
+from foveate.serving.requests import Request, Unsupported, as_clip, as_tensors, from_pictures, from_tensors, tensors
 
 DECIDED = ("policy", "regression", "none")
 """Reasons of rows that the controller decided, or that left nothing to decide. Any other is a fall-back."""
@@ -100,8 +100,8 @@ class Gate:
     run cannot be trusted (NaN, an exception) or no plan is within it: then the answer comes first.
 
     `generate` covers greedy decoding: of `images` and `questions`, or of what the family's processor returns, one
-    picture a row or several. Any other call goes to the model as it came, before anything has run, and counts as
-    "unsupported"; `Record.why` says what the gate could not take.
+    picture or video a row or several. Any other call goes to the model as it came, before anything has run, and counts
+    as "unsupported"; `Record.why` says what the gate could not take.
 
     Args:
         model: an HF model of a family in `foveate.models.families`, or a host that `load_host` opened.
@@ -158,8 +158,8 @@ class Gate:
         Args:
             inputs: input_ids, as `generate` takes them by position.
             arguments: what the processor returns (input_ids, attention_mask, pixel_values and what its family has
-                beside them) or `images` and `questions` (one picture, or a sequence of them, and one question each);
-                and settings of `generate`.
+                beside them) or `images` and `questions` (one picture or video, or a sequence of them, and one question
+                each); and settings of `generate`.
         Raises:
             BadInput: `images` or `questions` that cannot be put to the model.
             Exception: what the model itself raises on such a call.
@@ -190,8 +190,30 @@ class Gate:
         tail = [answer + [request.pad] * (longest - len(answer)) for answer in answers]
         return torch.cat([request.input_ids, request.input_ids.new_tensor(tail)], dim=1)
 
-    def answer(self, images: Sequence[Any], questions: Sequence[str], max_new_tokens: int = 16) -> list[str]:
-        """The answers as text, one for each picture with its question. Raises: BadInput."""
+    def answer(
+        self,
+        images: Sequence[Any] = (),
+        questions: Sequence[str] = (),
+        max_new_tokens: int = 16,
+        *,
+        video: Any = None,
+        question: str | None = None,
+    ) -> list[str]:
+        """The answers as text, one for each picture, video or list of them with its question.
+
+        Args:
+            images: of each row.
+            questions: of each row.
+            max_new_tokens: longest answer.
+            video: of one row instead of all these; see `serving.requests.as_clip` for what it may be.
+            question: about it.
+        Raises:
+            BadInput: what cannot be put to the model.
+        """
+        if video is not None or question is not None:
+            if len(images) or len(questions) or video is None or question is None:
+                raise BadInput("answer: give images and questions, or one video and its question")
+            images, questions = [as_clip(video)], [question]
         request = from_pictures(self.host, images, questions, {"max_new_tokens": max_new_tokens, "do_sample": False})
         return [self.host.inputs.text(ids) for ids in self._answered(request)]
 

@@ -1,17 +1,25 @@
-"""A picture of what a plan kept: dropped patches dimmed, kept ones outlined."""
+"""A picture of what a plan kept: dropped patches dimmed, kept ones outlined; of a video a sheet of its frames."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from foveate.compressors.base import Grid
 from foveate.models.boxes import WHOLE, Box, inside
-from foveate.models.inputs import Inputs, Row
+from foveate.models.inputs import Inputs, Pictures, Row, View
+from foveate.models.rows import Film
+from foveate.plans.plan import Plan, keep_count
+from foveate.tasks.clip import Clip, middles
+
+if TYPE_CHECKING:
+    from foveate.models.host import Host
 
 DIMMED = 0.3
 """What is left of a dropped patch's brightness."""
@@ -26,8 +34,76 @@ LONGEST, MOST = 4096, 1024
 GAP, BETWEEN = 16, 48
 """Pixels between the two halves of a panel, and between panels."""
 
+FRAME, MOST_FRAMES = 224, 64
+"""Pixels along the longer side of a video's frame, and frames of its sheet; of more, as many at even distances."""
+
 Kept = tuple[Grid, Sequence[int]]
 """A view's grid of tokens, and the flat index into it of each that is kept; -1 has no place of its own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Strip:
+    """A video to be drawn.
+
+    Attributes:
+        frames: (F, H, W, 3) uint8.
+        unit: (F,) which frame of the tokens' grid shows each; -1 = none, the plan leaves it out.
+    """
+
+    frames: np.ndarray
+    unit: np.ndarray
+
+    @classmethod
+    def of(cls, clip: Clip, film: Film, view: View, frames: int) -> Strip:
+        """A clip as a model saw it.
+
+        Args:
+            clip: as it was given.
+            film: when the frames that were shown are shown.
+            view: what was made of them.
+            frames: of the grid that the tokens ended on, fewer where a method made one of several.
+        """
+        unit, t = np.full(len(clip.frames), -1), view.grid[0]
+        together = len(view.pixels) // t
+        at = np.searchsorted(clip.seconds, film.seconds)
+        unit[at] = np.arange(len(at)) // together * frames // t
+        return cls(clip.frames, unit)
+
+
+def row_picture(
+    host: Host, shown: Pictures, question: str, plan: Plan, kept: Sequence[tuple[Grid, Sequence[int]]]
+) -> Image.Image:
+    """What a row shows, with the tokens that are left of it in the end.
+
+    Args:
+        host: which has answered.
+        shown: a picture, a video, or several.
+        question: as asked.
+        plan: what was done.
+        kept: of each view, see `Kept`.
+    Raises:
+        BadInput: a row that cannot be put to the model.
+    """
+    row, left = host.inputs.row(shown, question, 0), iter(kept)
+    each = [[next(left) for _ in picture.views] for picture in row.pictures]
+    given = list(shown) if isinstance(shown, (list, tuple)) else [shown]
+    drawn = []
+    for one, picture, views in zip(given, _laid(host, row, plan).pictures, each, strict=True):
+        if picture.film is None:
+            drawn.append(one)
+            continue
+        clip = one if isinstance(one, Clip) else Clip.of(one)
+        drawn.append(Strip.of(clip, picture.film, picture.views[0], views[0][0][0]))
+    return kept_panels(drawn, places(host.inputs, row), each)
+
+
+def _laid(host: Host, row: Row, plan: Plan) -> Row:
+    """The row as a plan's input stage presents it."""
+    choice = plan["input"]
+    if choice.is_none or plan.is_blind:
+        return row
+    knob = host.make("input", choice.method)
+    return host.relaid(row, [host.resized(knob, view.grid, keep_count(view.n, choice.keep)) for view in row.views])
 
 
 def kept_picture(image: np.ndarray, grid: Grid, positions: Sequence[int]) -> Image.Image:
@@ -44,15 +120,16 @@ def kept_picture(image: np.ndarray, grid: Grid, positions: Sequence[int]) -> Ima
 
 
 def kept_panels(
-    pictures: Sequence[np.ndarray], boxes: Sequence[Sequence[Box]], kept: Sequence[Sequence[Kept]]
+    pictures: Sequence[np.ndarray | Strip], boxes: Sequence[Sequence[Box]], kept: Sequence[Sequence[Kept]]
 ) -> Image.Image:
     """What a row shows, with the kept tokens of each of its views where they lie.
 
     Each picture is a panel. One that is cut into tiles beside a view of all of it has its tiles on the left, each in
-    its place, and on the right the same picture with the tokens of that view. What no view covers is dimmed.
+    its place, and on the right the same picture with the tokens of that view. What no view covers is dimmed. A video
+    is a sheet of its frames, row by row.
 
     Args:
-        pictures: (H, W, 3) uint8, as they were given.
+        pictures: (H, W, 3) uint8, as they were given; or videos.
         boxes: of each picture: where its views lie in it.
         kept: of each picture: of its views, in the same order.
     Raises:
@@ -61,16 +138,34 @@ def kept_panels(
     several = len(pictures) > 1
     rows = []
     for image, places, views in zip(pictures, boxes, kept, strict=True):
+        if isinstance(image, Strip):
+            rows.append([_sheet(image, places[0], views[0])])
+            continue
         canvas, each = _enlarged(image, several), list(zip(places, views, strict=True))
         parts = [view for view in each if view[0] != WHOLE]
         whole = [view for view in each if view[0] == WHOLE]
         rows.append([_marked(canvas, some) for some in (parts, whole) if some])
-    panels = [_beside(row) for row in rows]
-    if not several:
-        return panels[0]
+    return _squared([_beside(row) for row in rows], BETWEEN)
+
+
+def _sheet(strip: Strip, box: Box, kept: Kept) -> Image.Image:
+    """Frames of a video, each with the tokens of its part of the grid; one that was left out has none."""
+    (_, h, w), positions = kept[0], np.asarray(kept[1], np.int64)
+    panels = []
+    for at in middles(MOST_FRAMES, len(strip.frames)).tolist():
+        frame = Image.fromarray(strip.frames[at])
+        scale = FRAME / max(frame.size)
+        frame = frame.resize((max(1, round(frame.width * scale)), max(1, round(frame.height * scale))))
+        own = positions[(positions >= 0) & (positions // (h * w) == strip.unit[at])]
+        panels.append(_marked(frame, [(box, ((1, h, w), (own % (h * w)).tolist()))]))
+    return _squared(panels, GAP)
+
+
+def _squared(panels: Sequence[Image.Image], gap: int) -> Image.Image:
+    """Panels in about as many lines as stand in a line; a single one as it is."""
     across = math.ceil(math.sqrt(len(panels)))
-    lines = [_beside(panels[at : at + across], BETWEEN) for at in range(0, len(panels), across)]
-    return _beside(lines, BETWEEN, down=True)
+    lines = [_beside(panels[at : at + across], gap) for at in range(0, len(panels), across)]
+    return _beside(lines, gap, down=True)
 
 
 def places(inputs: Inputs, row: Row) -> list[list[Box]]:
@@ -78,7 +173,7 @@ def places(inputs: Inputs, row: Row) -> list[list[Box]]:
     entries, found = iter(row.entries), []
     for picture in row.pictures:
         boxes = zip(inputs.boxes(picture), picture.views, strict=True)
-        found.append([inside(box, _shown(next(entries).reshape(view.grid[1:]) >= 0)) for box, view in boxes])
+        found.append([inside(box, _shown((next(entries).reshape(view.grid) >= 0).any(0))) for box, view in boxes])
     return found
 
 

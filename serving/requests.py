@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from transformers import GenerationConfig
 
 from foveate.models.errors import BadInput
 from foveate.models.host import Host
-from foveate.models.inputs import Row, as_rgb
+from foveate.models.inputs import Row, as_shown
+from foveate.tasks.clip import FRAMES, Clip, VideoError
 
 DEFAULT_NEW_TOKENS = 20
 """What `generate` of transformers takes where neither the call nor the model says."""
@@ -56,7 +58,8 @@ class Request:
 
     Attributes:
         rows: what the host opens.
-        pictures: (H, W, 3) uint8 of each row as the caller gave it, or several: what pixel features are taken from.
+        pictures: (H, W, 3) uint8 of each row as the caller gave it, a video, or several: what pixel features are taken
+            from.
         prompts: token ids of each row without padding, the picture's own ids among them.
         input_ids: (B, L), left-padded where it was made here: what `generate` gives back in front of the answer.
         max_new_tokens: of the answer.
@@ -64,7 +67,7 @@ class Request:
     """
 
     rows: list[Row]
-    pictures: list[np.ndarray | list[np.ndarray]]
+    pictures: list[np.ndarray | Clip | list[np.ndarray | Clip]]
     prompts: list[list[int]]
     input_ids: Tensor
     max_new_tokens: int
@@ -83,10 +86,32 @@ def from_pictures(host: Host, images: Sequence[Any], questions: Sequence[str], a
     longest = max(map(len, prompts))
     limit, pad = _settings(host, arguments, longest)
     pictures = [
-        [as_rgb(one, number) for one in image] if isinstance(image, (list, tuple)) else as_rgb(image, number)
+        [as_shown(one, number) for one in image] if isinstance(image, (list, tuple)) else as_shown(image, number)
         for number, image in enumerate(images)
     ]
     return Request(rows, pictures, prompts, _left_padded(prompts, pad, host.device)[0], limit, pad)
+
+
+def as_clip(video: Any) -> Clip:
+    """A video as a host takes it.
+
+    Args:
+        video: a clip, frames (T, H, W, 3) uint8, or a file: `FRAMES` of it at even distances.
+    Raises:
+        BadInput: none of these, or a file that cannot be used.
+    """
+    if isinstance(video, Clip):
+        return video
+    try:
+        if isinstance(video, (str, Path)):
+            from foveate.tasks.video import frames  # the decoder of videos is slow to import
+
+            return frames(video, FRAMES)
+        if isinstance(video, np.ndarray):
+            return Clip.of(video)
+    except VideoError as error:
+        raise BadInput(str(error)) from error
+    raise BadInput(f"video: needs a clip, an array (T, H, W, 3) or a file, got {type(video).__name__}")
 
 
 def as_tensors(host: Host, images: Sequence[Any], questions: Sequence[str]) -> dict[str, Tensor]:

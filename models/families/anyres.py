@@ -54,7 +54,7 @@ class AnyResTensors(Tensors):
     list each is its view of all alone.
     """
 
-    names = Tensors.names | {"image_sizes", "batch_num_images"}
+    names = Tensors.names | {"image_sizes", "batch_num_images", "pixel_values_videos"}
 
     def of(self, rows: Sequence[Row], ids: Tensor) -> dict[str, Tensor]:
         """See `Tensors.of`."""
@@ -74,6 +74,9 @@ class AnyResTensors(Tensors):
 
     def pictures(self, prompts: Sequence[Sequence[int]], given: Mapping[str, Any]) -> list[list[Framed]]:
         """See `Tensors.pictures`."""
+        films = self._films(given) if given.get("pixel_values_videos") is not None else []
+        if films and given.get("pixel_values") is None:
+            return self.dealt(prompts, films)
         values, sizes = self.tensor(given, "pixel_values", 5), self.tensor(given, "image_sizes", 2).tolist()
         side, lists = self.inputs.side, given.get("batch_num_images")
         lists = [1] * len(sizes) if lists is None else torch.as_tensor(lists).flatten().tolist()
@@ -89,7 +92,16 @@ class AnyResTensors(Tensors):
                 raise BadInput(f"pixel_values: {len(pixels)} tiles, a picture of {size} has {1 + rows * columns}")
             views = [View(each, self.inputs.grid) for each in self.whole(pixels[: 1 + rows * columns])]
             made.append(self.inputs.entries(views, (size[0], size[1])))
-        return self.dealt(prompts, made)
+        return self.dealt(prompts, [*made, *films])
+
+    def _films(self, given: Mapping[str, Any]) -> list[Framed]:
+        """Videos; their own sizes and times are not known, and nothing hangs on them. Raises: BadInput."""
+        values, side = self.tensor(given, "pixel_values_videos", 5), self.inputs.side
+        if self.inputs.video_token_id == self.token or tuple(values.shape[2:]) != (3, side, side):
+            raise BadInput(f"pixel_values_videos {tuple(values.shape)}: no videos of frames of {(3, side, side)}")
+        _, h, w = self.inputs.grid
+        clips = [Clip.of(frames) for frames in self.whole(values)]
+        return [self.inputs.told(View(c.frames, (len(c.frames), h, w)), (side, side), film_of(c)) for c in clips]
 
 
 class AnyResInputs(Inputs):

@@ -65,7 +65,7 @@ class QwenTensors(Tensors):
     """Patches (all of all pictures, 3 * frames * patch * patch), the pictures' grids of patches, and which ids are
     picture: without the last the model numbers pictures like words."""
 
-    names = Tensors.names | {"image_grid_thw", "mm_token_type_ids"}
+    names = Tensors.names | {"image_grid_thw", "mm_token_type_ids", *VIDEO_NAMES, "second_per_grid_ts"}
 
     def of(self, rows: Sequence[Row], ids: Tensor) -> dict[str, Tensor]:
         """See `Tensors.of`: the same in names of their own for videos, and how many seconds a token of each spans."""
@@ -97,29 +97,76 @@ class QwenTensors(Tensors):
 
     def pictures(self, prompts: Sequence[Sequence[int]], given: Mapping[str, Any]) -> list[list[Framed]]:
         """See `Tensors.pictures`."""
-        how, values = self.inputs.processor.image_processor, self.tensor(given, "pixel_values", 2)
-        grids, kinds = self.tensor(given, "image_grid_thw", 2).tolist(), self.tensor(given, "mm_token_type_ids", 2)
-        if not torch.equal(kinds.bool(), (given["input_ids"] == self.token).to(kinds.device)):
+        films = given.get(VIDEO_NAMES[0]) is not None
+        stills = not films or given.get("pixel_values") is not None
+        made = self._stills(given) if stills else []
+        kinds, ids = self.tensor(given, "mm_token_type_ids", 2), given["input_ids"]
+        if not torch.equal(kinds, ((ids == self.token).int() + 2 * (ids == self.marks[1]).int()).to(kinds)):
             raise BadInput("mm_token_type_ids: does not mark the image tokens")
+        return self.dealt(prompts, [*made, *(self._films(prompts, given) if films else ())])
+
+    def _stills(self, given: Mapping[str, Any]) -> list[Framed]:
+        """Pictures. Raises: BadInput."""
+        made = []
+        for frames in self._unpacked(given, "pixel_values", "image_grid_thw"):
+            if len(frames) != 1 or not torch.equal(frames[0, :1].expand_as(frames[0]), frames[0]):
+                raise BadInput("pixel_values: the frames of a still picture differ")
+            made.append(one_view(self._view(frames[0, 0], 1), self.token, tuple(frames.shape[-2:])))
+        return made
+
+    def _films(self, prompts: Sequence[Sequence[int]], given: Mapping[str, Any]) -> list[Framed]:
+        """Videos; their own sizes are not known. Raises: BadInput."""
+        packed = self._unpacked(given, *VIDEO_NAMES)
+        films = self.films([len(frames) for frames in packed], prompts, given)
+        return [
+            self.inputs.told(self._view(frames.flatten(0, 1), len(frames)), tuple(frames.shape[-2:]), film)
+            for frames, film in zip(packed, films, strict=True)
+        ]
+
+    def films(self, lengths: Sequence[int], prompts: Sequence[Sequence[int]], given: Mapping[str, Any]) -> list[Film]:
+        """When the frames of each video are shown, as its position ids say it.
+
+        Args:
+            lengths: frames of each video's grid.
+            prompts: token ids of each row.
+            given: see `Tensors.pictures`.
+        Raises:
+            BadInput: times that are not there, or that fall between the numbers of two frames.
+        """
+        spans = given.get("second_per_grid_ts")
+        spans = torch.ones(len(lengths)) if spans is None else torch.as_tensor(spans).flatten().cpu()
+        if len(spans) != len(lengths) or not bool((spans > 0).all()):
+            raise BadInput(f"second_per_grid_ts: {spans.tolist()} for {len(lengths)} videos")
+        found = []
+        for t, span in zip(lengths, spans, strict=True):
+            each = float(span) / self.inputs.together
+            film = Film(tuple(each * i for i in range(t * self.inputs.together)), each * t * self.inputs.together)
+            own = (np.arange(t) * (self.inputs.pace * self.inputs.together / film.rate)).astype(np.int64)
+            if own.tolist() != (torch.arange(t) * (self.inputs.pace * span)).long().tolist():
+                raise BadInput(f"second_per_grid_ts: {float(span)} puts frames between two numbers")
+            found.append(film)
+        return found
+
+    def _unpacked(self, given: Mapping[str, Any], pixels: str, grid: str) -> list[Tensor]:
+        """(T, frames, 3, H, W) normalised pixels of each picture or video. Raises: BadInput."""
+        how, values = self.inputs.processor.image_processor, self.tensor(given, pixels, 2)
+        grids = self.tensor(given, grid, 2).tolist()
         side, patch, frames = how.merge_size, how.patch_size, how.temporal_patch_size
         sizes = [t * h * w for t, h, w in grids]
-        if any(t != 1 or h % side or w % side for t, h, w in grids) or sum(sizes) != len(values):
-            raise BadInput(
-                f"image_grid_thw {grids}: no still pictures in units of {side} x {side}, {len(values)} patches"
-            )
+        if any(min(each) < 1 or each[1] % side or each[2] % side for each in grids) or sum(sizes) != len(values):
+            raise BadInput(f"{grid} {grids}: no pictures in units of {side} x {side}, {len(values)} patches")
         if values.shape[1] != 3 * frames * patch**2:
-            raise BadInput(
-                f"pixel_values: patches of {values.shape[1]} values, the model's have {3 * frames * patch**2}"
-            )
-        made = []
-        for (_, h, w), patches in zip(grids, values.split(sizes), strict=True):
-            split = patches.reshape(h // side, w // side, side, side, 3, frames, patch, patch)
-            if not torch.equal(split[:, :, :, :, :, :1].expand_as(split), split):
-                raise BadInput("pixel_values: the frames of a still picture differ")
-            pixels = split[:, :, :, :, :, 0].permute(4, 0, 2, 5, 1, 3, 6).reshape(3, h * patch, w * patch)
-            view = View(self.whole(pixels), (1, h // side, w // side))
-            made.append(one_view(view, self.token, view.pixels.shape[:2]))
-        return self.dealt(prompts, made)
+            raise BadInput(f"{pixels}: patches of {values.shape[1]} values, the model's have {3 * frames * patch**2}")
+        out = []
+        for (t, h, w), patches in zip(grids, values.split(sizes), strict=True):
+            split = patches.reshape(t, h // side, w // side, side, side, 3, frames, patch, patch)
+            out.append(split.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(t, frames, 3, h * patch, w * patch))
+        return out
+
+    def _view(self, pixels: Tensor, frames: int) -> View:
+        """A view of so many frames of its grid, of pixels (3, H, W) or (F, 3, H, W). Raises: BadInput."""
+        unit, whole = self.inputs.unit, self.whole(pixels)
+        return View(whole, (frames, whole.shape[-3] // unit, whole.shape[-2] // unit))
 
 
 class QwenInputs(Inputs):

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen3VLForConditionalGeneration
 
 from foveate.compressors.base import Grid
-from foveate.models.families.qwen import QwenHost, QwenInputs, framed_size
+from foveate.models.errors import BadInput
+from foveate.models.families.qwen import VIDEO_NAMES, QwenHost, QwenInputs, QwenTensors, framed_size
 from foveate.models.families.qwen_tower import QwenTower, in_units
 from foveate.models.inputs import Film, Framed, View, in_words
+from foveate.models.tensors import runs
 from foveate.models.tower import EncoderGroup
+
+TOLD = re.compile(r"<\s*(\d+(?:\s*\.\s*\d+)?)\s*seconds\s*>")
+"""How the time of a frame stands in a prompt; some tokenizers put spaces between."""
 
 
 class Qwen3Tower(QwenTower):
@@ -61,9 +71,31 @@ def _through(merger: nn.Module, normed: Tensor) -> Tensor:
     return merger.linear_fc2(merger.act_fn(merger.linear_fc1(normed)))
 
 
+class Qwen3Tensors(QwenTensors):
+    """See `QwenTensors`; the time of each frame of a video's grid is told in words in front of it."""
+
+    def films(self, lengths: Sequence[int], prompts: Sequence[Sequence[int]], given: Mapping[str, Any]) -> list[Film]:
+        """See `QwenTensors.films`: both frames of a pair are taken to be shown at the time that is told."""
+        told: list[float] = []
+        for prompt in prompts:
+            end = 0
+            for run in runs(prompt, self.marks[1]):
+                said = TOLD.findall(self.inputs.tokenizer.decode(prompt[end : run[0]]))
+                if not said:
+                    raise BadInput("a frame of a video stands in the prompt without its time in front")
+                told.append(float("".join(said[-1].split())))
+                end = run[-1] + 1
+        if len(told) != sum(lengths):
+            raise BadInput(f"{VIDEO_NAMES[1]}: {sum(lengths)} frames, the prompts show {len(told)}")
+        each = [told[end - t : end] for t, end in zip(lengths, np.cumsum(lengths).tolist(), strict=True)]
+        twice = [tuple(second for second in seconds for _ in range(self.inputs.together)) for seconds in each]
+        return [Film(seconds, max(seconds[-1], 0.1)) for seconds in twice]
+
+
 class Qwen3Inputs(QwenInputs):
     """Videos tell the time in words: in front of the tokens of each frame of their grid. See `QwenInputs`."""
 
+    tensors = Qwen3Tensors
     usual_video = {**QwenInputs.usual_video, "size": {"shortest_edge": 128 * 32 * 32, "longest_edge": 768 * 32 * 32}}
 
     def frame_size(self, frames: int, height: int, width: int) -> tuple[int, int]:

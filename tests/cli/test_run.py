@@ -10,6 +10,7 @@ from PIL import Image
 
 from foveate.controller import save
 from foveate.plans.plan import Plan
+from foveate.tasks.video import frames
 
 ZIP = Plan.of(outside=("visionzip", 0.25))
 
@@ -79,6 +80,57 @@ class TestAnswers:
         full = json.loads(call("run", *asked, "--plan", "none", "--json").out)["flops"]["total"]
         limited = call("run", *asked, "--controller", controller, "--max-flops", 0.8 * full, "--json")
         assert json.loads(limited.out)["flops"]["total"] <= 0.8 * full
+
+
+class TestVideos:
+    @pytest.fixture
+    def film(self, serving, tmp_path):
+        """A file of six frames of 48 x 64 px."""
+        import av
+
+        path = tmp_path / "clip.mkv"
+        with av.open(str(path), "w") as out:
+            stream = out.add_stream("ffv1", rate=4, width=64, height=48, pix_fmt="bgr0")
+            for seed in range(6):
+                frame = av.VideoFrame.from_ndarray(serving.tiny.picture(seed, 48, 64), format="rgb24")
+                out.mux(stream.encode(frame.reformat(format="bgr0")))
+            out.mux(stream.encode())
+        return path
+
+    @pytest.fixture
+    def asked(self, folder, film):
+        return ["--video", film, "--question", "what is this ?", "--model", folder, "--max-new-tokens", 4]
+
+    def test_frames_are_answered_counted_and_drawn(self, call, asked, film, host, tmp_path):
+        plan = ["--plan", "input:frames@0.5 + outside:visionzip@0.25"]
+        more = [*plan, "--frames", 4, "--picture", tmp_path / "kept.png"]
+        found = json.loads(call("run", *asked, *more, "--json").out)
+        p = host.open([frames(film, 4)], ["what is this ?"]).run(
+            Plan.of(input=("frames", 0.5), outside=("visionzip", 0.25))
+        )
+        assert [found["answer"]] == p.decode(max_new_tokens=4)
+        assert found["tokens"] == {"input": 32, "encoder": 32, "outside": 8, "projector": 8, "prefill": 8, "decode": 8}
+        assert found["flops"]["total"] == p.ledger[0].total < found["flops"]["uncompressed"]
+        picture = np.asarray(Image.open(tmp_path / "kept.png"))
+        assert picture.shape == (2 * 168 + 16, 2 * 224 + 16, 3), "four frames, two in a line"
+        marked = (picture == (255, 170, 0)).all(-1)
+        panels = [marked[y : y + 168, x : x + 224].any() for y in (0, 184) for x in (0, 240)]
+        assert panels == [False, True, False, True], "the frames at an eighth and at five eighths are left out"
+
+    def test_a_controller_for_pictures_leaves_a_video_whole(self, call, asked, controller):
+        found = json.loads(call("run", *asked, "--controller", controller, "--json").out)
+        assert (found["reason"], found["label"]) == ("outside", "none")
+        assert found["share"] == pytest.approx(1 + found["decision_share"]) and found["decision_share"] < 0.01
+        assert found["tokens"]["input"] == 6 * 16, "all frames there are, up to eight"
+
+    def test_bad_input_is_one_line(self, call, asked, photo, tmp_path):
+        assert call("run", *asked, "--plan", "none", "--frames", 0).refused("run", "--frames: 0 is below 1")
+        assert call("run", *asked, "--plan", "input:frames@0.1").refused("run", "frames: count 10 is below 16")
+        still = ["--image", photo, *asked[2:]]
+        assert call("run", *still, "--plan", "input:frames@0.5").refused("run", "frames: is for videos")
+        assert call("run", *asked[2:], "--plan", "none").refused("run", "give --image FILE or --video FILE")
+        asked[1] = tmp_path / "gone.mp4"
+        assert call("run", *asked, "--plan", "none").refused("run", "gone.mp4", "no such file")
 
 
 class TestBadInput:

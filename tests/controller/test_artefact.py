@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from foveate.controller import ControllerError, Network, load, save
+from foveate.controller import ControllerError, Layout, Network, Normalisation, load, save
 from foveate.controller.artefact import MAGIC
+from foveate.controller.observation import TOKEN_GROUPS
 from foveate.plans.portfolio import ActionTable, Portfolio
 
 pytestmark = pytest.mark.fast
@@ -58,6 +59,16 @@ class TestRoundTrip:
             assert np.array_equal(back.network.arrays[name], values) and back.network.arrays[name].dtype == np.float32
         for name in ("mean", "scale", "low", "high", "clip"):
             assert np.array_equal(getattr(back.normalisation, name), getattr(artefact.normalisation, name))
+
+    def test_a_controller_for_videos_comes_back_as_one(self, tmp_path, make_artefact):
+        base = make_artefact("policy")
+        wide = Layout.of(dict(zip(TOKEN_GROUPS, base.layout.features[2:], strict=True)), video=True)
+        ones, arrays = np.ones(wide.size, np.float32), dict(base.network.arrays)
+        arrays["trunk.0.weight"] = np.zeros((len(arrays["trunk.0.bias"]), wide.size), np.float32)
+        network, normalisation = replace(base.network, arrays=arrays), Normalisation(0 * ones, ones, -ones, ones)
+        save(tmp_path / "v.fov", replace(base, layout=wide, normalisation=normalisation, network=network))
+        back = load(tmp_path / "v.fov")
+        assert back.layout == wide and back.layout.video and not base.layout.video
 
     def test_the_same_artefact_gives_the_same_bytes_and_the_returned_digest(self, tmp_path, make_artefact):
         digests = [save(tmp_path / name, make_artefact(seed=4)) for name in ("a.fov", "b.fov")]

@@ -20,7 +20,8 @@ def noise(seed, *shape):
 
 def test_a_video_that_stands_still_has_all_patches_still_and_no_cut():
     found = features(np.repeat(noise(0, 40, 60)[None], 4, axis=0))
-    assert found == {"motion_mean": 0, "motion_spread": 0, "still_share": 1, "cuts": 0, "log_frames": pytest.approx(0.2)}
+    assert found.pop("log_frames") == pytest.approx(0.2)
+    assert found == {"motion_mean": 0, "motion_spread": 0, "still_share": 1, "cuts": 0}
 
 
 def test_a_single_frame_has_its_length_alone():
@@ -31,8 +32,8 @@ def test_steps_of_luminance_are_taken_at_their_size():
     grey = np.full((3, 16, 16, 3), 100, np.uint8)
     grey[1:] += 51  # a fifth of the range, once
     found = features(grey)
-    assert found["motion_mean"] == pytest.approx(0.1, abs=1e-6) and found["motion_spread"] == pytest.approx(0.2, abs=1e-6)
-    assert found["still_share"] == 0.5
+    assert found["motion_mean"] == pytest.approx(0.1, abs=1e-6) and found["still_share"] == 0.5
+    assert found["motion_spread"] == pytest.approx(0.2, abs=1e-6)
 
 
 def test_what_moves_in_one_corner_leaves_the_rest_still():

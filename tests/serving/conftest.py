@@ -65,9 +65,17 @@ def batch() -> tuple[list[np.ndarray], list[str]]:
     return [tiny.picture(seed) for seed in range(4)], list(tiny.QUESTIONS)
 
 
-def artefact(host: Any, plan: Plan | None = None, seed: int = 0, /, **fields: Any) -> Artefact:
+def artefact(
+    host: Any,
+    plan: Plan | None = None,
+    seed: int = 0,
+    /,
+    video: bool = False,
+    portfolio: Portfolio = PORTFOLIO,
+    **fields: Any,
+) -> Artefact:
     """A controller that always takes the choices of a plan where they are legal, else none; random without a plan."""
-    table, layout = ActionTable.from_portfolio(PORTFOLIO), Layout.of(TOKEN_FEATURES)
+    table, layout = ActionTable.from_portfolio(portfolio), Layout.of(TOKEN_FEATURES, video)
     rng, (m, r), width = np.random.default_rng(seed), table.shape, 16
     arrays = {
         "trunk.0.weight": rng.standard_normal((width, layout.size)) / 4,
@@ -89,7 +97,7 @@ def artefact(host: Any, plan: Plan | None = None, seed: int = 0, /, **fields: An
         normalisation=Normalisation(0 * ones, ones, -1e6 * ones, 1e6 * ones),
         network=Network("policy", table.shape, "tanh", {k: v.astype(np.float32) for k, v in arrays.items()}),
         actions=table.to_dict(),
-        portfolio=PORTFOLIO.to_dict(),
+        portfolio=portfolio.to_dict(),
         host=host.name,
         fingerprint=host.fingerprint,
         lam=0.3,

@@ -7,7 +7,20 @@ import pytest
 from PIL import Image
 
 from foveate.models.boxes import WHOLE, padded_to, tiles
-from foveate.serving.picture import BETWEEN, DIMMED, GAP, MOST, OUTLINE, kept_panels, kept_picture, save_picture
+from foveate.models.inputs import View, film_of
+from foveate.serving.picture import (
+    BETWEEN,
+    DIMMED,
+    FRAME,
+    GAP,
+    MOST,
+    OUTLINE,
+    Strip,
+    kept_panels,
+    kept_picture,
+    save_picture,
+)
+from foveate.tasks.clip import Clip
 
 pytestmark = pytest.mark.fast
 
@@ -108,6 +121,55 @@ def test_tokens_of_padding_are_cut_off_and_what_no_view_covers_is_dimmed():
     assert padded.size == (512, 1024) and np.asarray(padded)[512, 10].tolist() == [100, 100, 100]
     cropped = kept_panels([image], [[(0.0, 0.25, 1.0, 0.75)]], [[((1, 1, 1), [0])]])
     assert [np.asarray(cropped)[y, 100].tolist() for y in (100, 512, 900)] == [[30] * 3, [100] * 3, [30] * 3]
+
+
+def film(t, t_grid, chosen=None, frames=None):
+    """A strip of `t` grey frames, of which `chosen` were shown, on a grid of `t_grid` frames that ended on `frames`."""
+    clip = Clip.of(np.full((t, 32, 32, 3), 100, np.uint8))
+    which = np.arange(t) if chosen is None else np.array(chosen)
+    together = -(-len(which) // t_grid)
+    view = View(np.zeros((t_grid * together, 8, 8, 3), np.uint8), (t_grid, 2, 2))
+    times = film_of(clip).at(which)
+    return Strip.of(clip, times, view, t_grid if frames is None else frames)
+
+
+@pytest.mark.parametrize(
+    ("strip", "unit"),
+    [
+        (film(4, 4), [0, 1, 2, 3]),
+        (film(5, 3), [0, 0, 1, 1, 2]),  # two frames a token, the last one stands alone
+        (film(6, 3, [0, 2, 5]), [0, -1, 1, -1, -1, 2]),
+        (film(6, 2, [0, 1, 4, 5]), [0, 0, -1, -1, 1, 1]),
+        (film(6, 6, None, 2), [0, 0, 0, 1, 1, 1]),  # a method made one frame of three
+    ],
+)
+def test_frames_of_a_video_know_which_frame_of_the_grid_shows_them(strip, unit):
+    assert strip.unit.tolist() == unit
+
+
+def test_a_video_is_a_sheet_of_its_frames_and_what_was_left_out_is_dark():
+    strip = film(4, 2, [0, 3])
+    got = kept_panels([strip], [[WHOLE]], [[((2, 2, 2), [0, 7])]])
+    assert got.size == (2 * FRAME + GAP, 2 * FRAME + GAP)
+    starts = [(x, y) for y in (0, FRAME + GAP) for x in (0, FRAME + GAP)]
+    cell = FRAME // 2
+    bright = [
+        [
+            got.getpixel((x + c * cell + cell // 2, y + r * cell + cell // 2)) == (100,) * 3
+            for r in (0, 1)
+            for c in (0, 1)
+        ]
+        for x, y in starts
+    ]
+    assert bright == [[True, False, False, False], [False] * 4, [False] * 4, [False, False, False, True]]
+
+
+def test_of_a_long_video_some_frames_are_drawn_and_pictures_stand_beside_it():
+    strip = film(100, 100)
+    got = kept_panels([strip], [[WHOLE]], [[((100, 2, 2), [])]])
+    assert got.size == (8 * FRAME + 7 * GAP, 8 * FRAME + 7 * GAP)
+    both = kept_panels([np.zeros((512, 512, 3), np.uint8), film(1, 1)], [[WHOLE]] * 2, [[((1, 1, 1), [0])]] * 2)
+    assert both.size == (512 + BETWEEN + FRAME, 512)
 
 
 def test_pictures_and_views_must_be_as_many():
