@@ -88,6 +88,9 @@ class Compressor(ABC):
         positions: "keep", "renumber" or "mean": the decoder's position ids (a selection under M-RoPE always keeps).
         proportional: attention after it, in the same stage, adds the logarithm of how many tokens of the stage's input
             each stands for; from `prefill` on to the end of the answer.
+        bypass: at `prefill`: what it does not choose goes around the layer and is there again behind it, where it
+            stood. Each of its sites holds until the next one, the last to the end.
+        forgets: at `prefill`, for a selection at one layer: what it drops leaves the caches of the layers before too.
         takes_cls: at `outside` and `projector`, row 0 is the encoder's CLS (position -1) where it has one, counts as a
             token and may be kept.
         requires_grid / emits_grid: needs a whole grid / gives one.
@@ -103,6 +106,8 @@ class Compressor(ABC):
     adaptive: ClassVar[bool] = False
     positions: ClassVar[str] = "keep"
     proportional: ClassVar[bool] = False
+    bypass: ClassVar[bool] = False
+    forgets: ClassVar[bool] = False
     takes_cls: ClassVar[bool] = False
     requires_grid: ClassVar[bool] = False
     emits_grid: ClassVar[bool] = False

@@ -6,9 +6,9 @@ every real token), so no mask is needed and fused attention stays on; behind a c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from foveate.models.errors import UnsupportedModel
 from foveate.models.placing import device_of
-from foveate.models.ragged import packed, unpacked
+from foveate.models.ragged import exists, packed, unpacked
 from foveate.plans.cost import DecoderShape
 
 DECODERS = ("llama", "qwen2", "mistral", "qwen3", "qwen2_5_vl_text", "qwen3_vl_text")
@@ -77,6 +77,16 @@ class Stream:
         """Some rows."""
         rows = rows.to(self.x.device)
         return Stream(**{name: None if value is None else value[rows] for name, value in vars(self).items()})
+
+    def picked(self, order: Tensor, length: Tensor) -> Stream:
+        """The entries at `order` (B, K), of which the first `length` (B,) of each row exist."""
+        line, there = torch.arange(len(order), device=order.device)[:, None], exists(length, order.shape[1])
+        names = [n for n, value in vars(self).items() if value is not None and n not in ("length", "next_place")]
+        parts = {name: getattr(self, name)[line, order] for name in names}
+        parts["visual"] &= there
+        if "weight" in parts:
+            parts["weight"] = parts["weight"].masked_fill(~there, 1)
+        return replace(self, length=length, **parts)
 
     def to(self, device: torch.device) -> Stream:
         """On another device; itself where it is there."""
@@ -248,7 +258,12 @@ class Decoder:
         return apply_rotary_pos_emb(made, made, cos, sin)[0]
 
     def layer(
-        self, index: int, stream: Stream, rotation: tuple[Tensor, Tensor], watched: bool = False
+        self,
+        index: int,
+        stream: Stream,
+        rotation: tuple[Tensor, Tensor],
+        watched: bool = False,
+        scale: Tensor | None = None,
     ) -> tuple[Tensor, LayerCache]:
         """One layer over whole rows, nothing cached before: its output (B, S, D) and its cache.
 
@@ -257,15 +272,18 @@ class Decoder:
             stream: its input.
             rotation: at the stream's places.
             watched: the cache shall hold what the layer's MLP read.
+            scale: (B, S) float32, what each entry's MLP branch is multiplied by; None = one.
         """
         mask, weight = None, None if stream.weight is None else stream.weight[:, None]
         if self.eager or weight is not None:  # fused kernels know what causal means
             s = stream.x.shape[1]
             mask = self.additive(torch.ones(1, 1, s, s, dtype=torch.bool, device=stream.x.device).tril(), stream.x)
             mask = mask if weight is None else mask + self.log_weight(weight, mask)
-        held = Held()
-        with _watching(self.layers[index].post_attention_layernorm, watched) as seen:
-            out = self.layers[index](
+        held, block, seen = Held(), self.layers[index], []
+        see = (lambda _, __, out: seen.append(out)) if watched else None
+        weigh = None if scale is None else lambda _, __, out: (out * scale[..., None]).to(out.dtype)
+        with _hooked(block.post_attention_layernorm, see), _hooked(block.mlp, weigh):
+            out = block(
                 stream.x,
                 attention_mask=mask,
                 position_ids=stream.place[..., 0] if self.coordinates == 1 else None,
@@ -296,12 +314,11 @@ class Decoder:
 
 
 @contextmanager
-def _watching(part: nn.Module, wanted: bool) -> Iterator[list[Tensor]]:
-    """What a part of a layer gives while this lasts."""
-    seen: list[Tensor] = []
-    hook = part.register_forward_hook(lambda _, __, out: seen.append(out)) if wanted else None
+def _hooked(part: nn.Module, hook: Callable[..., Tensor | None] | None) -> Iterator[None]:
+    """A part of a layer with a forward hook while this lasts; None = as it is."""
+    handle = None if hook is None else part.register_forward_hook(hook)
     try:
-        yield seen
+        yield
     finally:
-        if hook is not None:
-            hook.remove()
+        if handle is not None:
+            handle.remove()

@@ -281,7 +281,8 @@ class Forecast:
         sites = dict(self.host.sites("prefill", method, n, count))
         text, visual = at.shape.n_text + sum(seen.number for seen in at.views if seen.cls), []
         for layer in range(depth):
-            if sites.get(layer, n) < n:
+            here = sites.get(layer, n)
+            if here < n:
                 for read, asked in by_layer(method, depth, layer, tuple(DECODER_KINDS)).items():
                     seen = visual[read] if read < layer else n
                     for kind in sorted({signal.kind for signal in asked}):
@@ -297,12 +298,14 @@ class Forecast:
                     self._question("prefill")
                     frames = sum(grid[0] for grid in grids)
                     self.ledger.add("prefill", "signals", self.host.text.similarity_flops(frames))
-                n = sites[layer]
-            visual.append(n)
+            visual.append(here)
+            n = n if method is not None and method.bypass else here
         entries = [text + v for v in visual]
         charge.charge_layer(self.ledger, shape, entries[0])
-        charge.charge_prefill(self.ledger, shape, entries, visual, method, sites)
-        return replace(at, entries=tuple(entries), visual=tuple(visual))
+        left = [n] * depth if method is not None and method.forgets else visual
+        cached = [text + v for v in left]
+        charge.charge_prefill(self.ledger, shape, entries, visual, method, sites, cached)
+        return replace(at, entries=tuple(cached), visual=tuple(left))
 
     def _decode(self, at: Sketch) -> Sketch:
         entries, left, once = list(at.entries), list(at.visual), set()

@@ -293,7 +293,8 @@ class Host(ABC):
         return wanted
 
     def sites(self, stage: str, method: Compressor | None, n: int, count: int) -> list[tuple[int, int]]:
-        """Where a method acts inside the tower or the decoder, checked; nothing for None.
+        """Where a method acts inside the tower or the decoder, checked; nothing for None. One with `bypass` acts on
+        every layer from its first site on.
 
         Raises:
             CountMismatch: layers out of order or range (a cut in the decoder comes before layer 1 at the earliest), or
@@ -307,7 +308,10 @@ class Host(ABC):
         if not sites or not ordered or not first <= layers[0] <= layers[-1] < depth:
             limits = f"layers are {first}..{depth - 1}, ascending, counts falling"
             raise CountMismatch(f"{method.name}: sites {sites} for {n} tokens; {limits}")
-        return sites
+        if not method.bypass:
+            return sites
+        latest = [max(i for i, at in enumerate(layers) if at <= layer) for layer in range(layers[0], depth)]
+        return [(layer, sites[i][1]) for layer, i in zip(range(layers[0], depth), latest, strict=True)]
 
     def supports(self, stage: str, name: str, frames: int = 1) -> str | None:
         """Why a method cannot run here, or None where it can. "none" and "blind" always can.

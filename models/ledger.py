@@ -244,15 +244,20 @@ def charge_prefill(
     visual: Sequence[int],
     method: Compressor | None,
     sites: Mapping[int, int],
+    cached: Entries | None = None,
 ) -> None:
-    """The decoder but layer 0, the method's own work, and the LM head; all and visual prompt entries in each layer."""
+    """The decoder but layer 0, the method's own work, and the LM head; all and visual prompt entries in each layer.
+
+    What the caches hold behind it is `cached`; None = what ran.
+    """
     for layer in range(1, len(entries)):
         charge_layer(ledger, shape, entries[layer])
-        if sites.get(layer, visual[layer - 1]) < visual[layer - 1]:
-            flops = method_flops(method, shape, "prefill", visual[layer - 1], sites[layer])
+        n = visual[0 if method is not None and method.bypass else layer - 1]  # what goes around a layer comes back
+        if sites.get(layer, n) < n:
+            flops = method_flops(method, shape, "prefill", n, sites[layer])
             ledger.add("prefill", method.name, flops)
     ledger.add("prefill", "head", lm_head(shape.decoder, 1))
-    charge_cache(ledger, shape, entries)
+    charge_cache(ledger, shape, entries if cached is None else cached)
     ledger.kv_bytes_prefill = ledger.kv_bytes_end
 
 

@@ -1,16 +1,20 @@
-"""Prefill with cuts: visual tokens leave before the layers that a method names; every layer keeps its own cache."""
+"""Prefill with cuts: visual tokens leave before the layers that a method names, or go around them; every layer keeps
+its own cache."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from foveate.compressors.base import Grid, Reducer, Reduction, apply, apply_size, in_order
+from foveate.models.bypass import Bypass, around
 from foveate.models.decoder import Decoder, LayerCache, Stream
 from foveate.models.errors import HostError
+from foveate.models.glimpse import forget
+from foveate.models.ragged import exists
 from foveate.models.visual import Riders, carried, check_grid, decide, groups, rows_of
 
 
@@ -92,11 +96,15 @@ class Prefill:
             setattr(other, name, [list(getattr(self, name)[i]) for i in index])
         return other
 
-    def step(self) -> None:
-        """Runs the next layer."""
+    def step(self, bypass: Bypass | None = None) -> None:
+        """Runs the next layer, which some entries may go around."""
         self._arrive()
-        out, cache = self.decoder.layer(self.layer, self.stream, self.rotation, self.layer in self._watched)
-        for row, (entries, n) in enumerate(zip(self.stream.length.tolist(), self.stream.n.tolist(), strict=True)):
+        watched = self.layer in self._watched
+        if bypass is None:
+            out, cache = self.decoder.layer(self.layer, self.stream, self.rotation, watched)
+        else:
+            out, cache = around(self.decoder, self.layer, self.stream, bypass, watched)
+        for row, (entries, n) in enumerate(zip(cache.length.tolist(), cache.n.tolist(), strict=True)):
             self.entries[row].append(entries)
             self.visual[row].append(n)
         self.caches.append(cache)
@@ -122,33 +130,59 @@ class Prefill:
         self._watched = {signal.layer for signals_ in asked for signal in signals_ if signal.kind == "post_norm"}
         while self.layer < self.decoder.depth:
             self.cut(cuts, signals)
-            self.step()
+            self.step(self._bypass(cuts, signals))
         rows = torch.arange(self.stream.x.shape[0], device=self.stream.x.device)
         return self.decoder.logits(self.stream.x[rows, self.stream.length - 1])
 
     def cut(self, cuts: Sequence[Cut | None], signals: Signals) -> None:
         """Applies the cuts that stand before the next layer."""
         self._arrive()
-        n = self.stream.n.tolist()
-        due = [row for row, c in enumerate(cuts) if c is not None and n[row] > c.sites.get(self.layer, n[row])]
-        keys = [
-            (cuts[r].compressor, n[r], cuts[r].sites[self.layer], self.grids[r], self.whole[r], tuple(self.visual[r]))
-            for r in due
-        ]
-        made = []
-        if self.stream.weight is None and any(cuts[row].compressor.proportional for row in due):
+        due, made = list(self._due(cuts, bypass=False)), []
+        if self.stream.weight is None and any(compressor.proportional for compressor, *_ in due):
             self.stream = replace(self.stream, weight=torch.ones_like(self.stream.size))
-        for (compressor, _, count, *_), members in groups(keys):
-            rows = torch.tensor([due[m] for m in members], device=self.stream.x.device)
-            site = sorted(cuts[int(rows[0])].sites).index(self.layer)
+        for compressor, rows, site, count in due:
             made += self._reduced(compressor, rows, site, count, signals(self, compressor, rows, self.layer))
         if made:
             self._rebuild(made)
             self._rotation = None
+        if forgetting := [rows for compressor, rows, *_ in due if compressor.forgets]:
+            self.caches = forget(self.caches, self.stream, torch.cat(forgetting))
 
-    def _reduced(
-        self, compressor: Reducer, rows: Tensor, site: int, count: int, signals: dict[str, Tensor]
-    ) -> list[Slots]:
+    def _due(self, cuts: Sequence[Cut | None], bypass: bool) -> Iterator[tuple[Reducer, Tensor, int, int]]:
+        """(method, rows, its site, count) of those that act before the next layer, or on it by leaving tokens out."""
+        n = self.stream.n.tolist()
+        due = [row for row, c in enumerate(cuts) if c is not None and n[row] > c.sites.get(self.layer, n[row])]
+        due = [row for row in due if cuts[row].compressor.bypass == bypass]
+        keys = [
+            (cuts[r].compressor, n[r], cuts[r].sites[self.layer], self.grids[r], self.whole[r], tuple(self.visual[r]))
+            for r in due
+        ]
+        for (compressor, _, count, *_), members in groups(keys):
+            rows = torch.tensor([due[m] for m in members], device=self.stream.x.device)
+            yield compressor, rows, sorted(cuts[int(rows[0])].sites).index(self.layer), count
+
+    def _bypass(self, cuts: Sequence[Cut | None], signals: Signals) -> Bypass | None:
+        """Who runs through the next layer; None = all."""
+        s, found = self.stream, None
+        for compressor, rows, site, count in self._due(cuts, bypass=True):
+            if found is None:
+                found = Bypass(exists(s.length, s.x.shape[1]), torch.ones_like(s.size))
+            riders, index = self._riders(rows)
+            check_grid(compressor, riders.whole, riders.grid, riders.n)
+            given = signals(self, compressor, rows, self.layer)
+            stays, scale = found.stays, found.scale
+            tokens = riders.tokens(s.x[rows[:, None], index], given, site)
+            for part, reduction in decide(compressor, tokens, count):
+                row, own = rows[part][:, None], index[part]
+                stays[row, own] = False
+                stays[row, own.gather(1, reduction.anchor)] = True
+                if reduction.weight is not None:
+                    scale = scale.index_put((row, own), reduction.weight[..., 0])  # it may carry gradients
+            found = Bypass(stays, scale)
+        return found
+
+    def _riders(self, rows: Tensor) -> tuple[Riders, Tensor]:
+        """What rides along with the visual entries of rows with equal n, and their indices (b, n)."""
         first = int(rows[0])
         s, index = self.stream, visual_index(self.stream, rows)
         at = (rows[:, None], index)
@@ -160,6 +194,13 @@ class Prefill:
             grid=self.grids[first],
             whole=self.whole[first],
         )
+        return riders, index
+
+    def _reduced(
+        self, compressor: Reducer, rows: Tensor, site: int, count: int, signals: dict[str, Tensor]
+    ) -> list[Slots]:
+        s, (riders, index) = self.stream, self._riders(rows)
+        at = (rows[:, None], index)
         check_grid(compressor, riders.whole, riders.grid, riders.n)
         x, extra, slots = s.x[at], None if s.extra is None else s.extra[at], []
         for part, reduction in decide(compressor, riders.tokens(x, signals, site), count):
@@ -195,26 +236,17 @@ class Prefill:
         everything = torch.cat([old, entry], dim=1)
         length = (everything < gone).sum(dim=1)
         order = everything.argsort(dim=1, stable=True)[:, : int(length.max())]
+        joined = {name: torch.cat([getattr(s, name), value], 1) for name, value in fresh.items()}
+        kept = replace(s, entry=everything, **joined).picked(order, length)
         line = torch.arange(order.shape[1], device=order.device)[None]
-        joined = {name: _at(torch.cat([getattr(s, name), value], 1), order) for name, value in fresh.items()}
-        joined["visual"] &= line < length[:, None]
-        if "weight" in joined:
-            joined["weight"] = joined["weight"].masked_fill(line >= length[:, None], 1)
-        joined["place"] = torch.where(renumber[:, None, None], line[..., None], joined["place"])
-        next_place = torch.where(renumber, length, s.next_place)
-        entry = _at(everything, order)
-        self.stream = Stream(length=length, next_place=next_place, entry=entry, **joined)
+        place = torch.where(renumber[:, None, None], line[..., None], kept.place)
+        self.stream = replace(kept, place=place, next_place=torch.where(renumber, length, s.next_place))
 
 
 def _carried(s: Stream) -> list[tuple[str, Tensor]]:
     """The parts of a stream that follow its entries, but `entry` itself."""
     names = ("x", "place", "visual", "size", "position", "extra", "weight")
     return [(name, getattr(s, name)) for name in names if getattr(s, name) is not None]
-
-
-def _at(value: Tensor, index: Tensor) -> Tensor:
-    """(B, S, ...) values at indices (B, K)."""
-    return value[torch.arange(len(index), device=index.device)[:, None], index]
 
 
 def visual_index(stream: Stream, rows: Tensor) -> Tensor:
