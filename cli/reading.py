@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from foveate.models.host import Host
     from foveate.models.inputs import PromptShape
 
+OWN = ("reference", "reference-video")  # models that the package brings, as `models.embedded` lists them
 PLAN_HELP = 'named plan, YAML file, "outside:visionzip@0.25 + prefill:fastv@0.5", or JSON; "none" = uncompressed'
 
 
@@ -126,7 +127,9 @@ def check_runs(host: Host, plan: Plan, shape: PromptShape | None = None) -> None
 
 def model_arguments(parser: argparse.ArgumentParser, learned: bool = True) -> None:
     """Declares --model, --dtype and --device of the verbs that open a model; --learned too, unless they make it."""
-    parser.add_argument("--model", default="reference", help="reference, a folder, or a hub id (default: reference)")
+    parser.add_argument(
+        "--model", default="reference", help=f"{', '.join(OWN)}, a folder, or a hub id (default: reference)"
+    )
     parser.add_argument("--dtype", default="float32", help="of the weights (default: float32)")
     parser.add_argument(
         "--device",
@@ -150,9 +153,11 @@ def open_model(model: str, dtype: str = "float32", device: str = "cpu", learned:
     """
     from foveate.cli.text import waiting
 
-    here = model == "reference" or Path(model).exists()
+    here = model in OWN or Path(model).exists()
     if not here and "/" not in model:  # hub ids have an owner; asking the hub takes half a minute where there is none
-        raise ValueError(f"model {model!r}: not 'reference', no folder of that name, and no hub id (owner/name)")
+        raise ValueError(
+            f"model {model!r}: not {' or '.join(map(repr, OWN))}, no folder of that name, and no hub id (owner/name)"
+        )
     if here:  # nothing to download: the spinner says enough
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when transformers is first imported
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # what fails is told at the end, not at every try

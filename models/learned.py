@@ -18,8 +18,8 @@ from torch import nn
 
 from foveate.compressors.learned import Learned
 from foveate.compressors.registry import COMPRESSORS, make
+from foveate.models.embedded import EMBEDDED
 from foveate.models.errors import HostError
-from foveate.models.reference import WEIGHTS
 
 if TYPE_CHECKING:
     from foveate.models.host import Host
@@ -35,10 +35,11 @@ class WrongWeights(HostError):
 
 
 def home(host: Host) -> Path:
-    """The folder where a host's weights lie unless another is named: in the package for the reference model, else in
+    """The folder where a host's weights lie unless another is named: in the package for its own models, else in
     the model's own folder, else in the user's cache by fingerprint."""
-    if host.name == "reference" or Path(host.name) == WEIGHTS:
-        return WEIGHTS.parent / "learned"
+    for name, weights in EMBEDDED.items():
+        if host.name == name or Path(host.name) == weights:
+            return weights.parent / "learned"
     if Path(host.name).is_dir():
         return Path(host.name) / OWN
     return Path.home() / ".cache" / OWN / host.fingerprint

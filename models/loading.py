@@ -9,24 +9,24 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
 
+from foveate.models.embedded import embedded
 from foveate.models.errors import UnsupportedModel
 from foveate.models.families import FAMILIES, family
 from foveate.models.host import Host
 from foveate.models.learned import attach
 from foveate.models.placing import Device, check_placed, device_of, spread
 from foveate.models.processors import load_processor
-from foveate.models.reference import WEIGHTS
 from foveate.models.text_tower import FOLDER, TextTower
 
 
 def load(model: str | Path, dtype: str, device: Device, learned: str | Path | None = None) -> Host:
     """See `foveate.models.load_host`."""
-    path = WEIGHTS if str(model) == "reference" else Path(model)
+    path = embedded(model) or Path(model)
     kind = dtype_of(str(model), dtype)
     local = path.is_dir()
     if local and not (path / "config.json").is_file():
         raise UnsupportedModel(f"{path}: no config.json there")
-    if not local and (str(model) == "reference" or path.is_absolute() or str(model).startswith(".")):
+    if not local and (path.is_absolute() or str(model).startswith(".")):
         raise UnsupportedModel(f"{path}: no such folder")
     source = str(path) if local else str(model)
     config, kind_of = read_config(source, source)

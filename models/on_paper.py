@@ -22,13 +22,13 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import AutoImageProcessor, CLIPTextConfig, CLIPTextModelWithProjection
 
+from foveate.models.embedded import EMBEDDED, embedded
 from foveate.models.errors import BadInput, UnsupportedModel
 from foveate.models.families import FAMILIES, family
 from foveate.models.host import Host
 from foveate.models.inputs import PromptShape
 from foveate.models.loading import dtype_of, read_config
 from foveate.models.processors import Parts, load_processor
-from foveate.models.reference import WEIGHTS
 from foveate.models.text_tower import FOLDER, PROJECTION, TextTower
 from foveate.plans.files import CONFIGS
 from foveate.plans.plan import near
@@ -129,8 +129,8 @@ def paper_host(model: str | Path, dtype: str | None = None) -> Host:
     """A host that can be asked what it would cost: it has a configuration, and no weights.
 
     Args:
-        model: "reference", a folder with a config.json, such a file, the name of a shipped one ("llava-1.5-7b"), or a
-            hub id, of which the small files are fetched.
+        model: "reference" or "reference-video", a folder with a config.json, such a file, the name of a shipped one
+            ("llava-1.5-7b"), or a hub id, of which the small files are fetched.
         dtype: of the weights, for the bytes of the cache; None = the configuration's own.
     Raises:
         UnsupportedModel: nothing there, a model that no host here can open, or no such dtype.
@@ -192,7 +192,7 @@ def random_host(config: Any, name: str, dtype: torch.dtype, device: str, seed: i
 
 def config_path(model: str | Path) -> Path:
     """The folder or file of a configuration. Raises: UnsupportedModel, listing near names."""
-    path = WEIGHTS if str(model) == "reference" else Path(model)
+    path = embedded(model) or Path(model)
     if path.is_file() or (path / "config.json").is_file():
         return path
     shipped = shipped_models()
@@ -200,7 +200,7 @@ def config_path(model: str | Path) -> Path:
         return shipped[str(model)]
     if path.exists() or len(path.parts) > 1:
         raise UnsupportedModel(f"{path}: no config.json there")
-    raise UnsupportedModel(f"no model {str(model)!r}; near: {near(model, ['reference', *shipped])}")
+    raise UnsupportedModel(f"no model {str(model)!r}; near: {near(model, [*EMBEDDED, *shipped])}")
 
 
 def shipped_models() -> dict[str, Path]:

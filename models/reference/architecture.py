@@ -29,13 +29,22 @@ TEXT = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "nu
 JOINT = 64  # width of the space shared by CLS and text
 
 
-def build(tokenizer: PreTrainedTokenizerBase, layers: int = DECODER_LAYERS) -> LlavaForConditionalGeneration:
-    """A LLaVA with random weights and `layers` decoder layers."""
-    vision = CLIPVisionConfig(image_size=PIXELS, patch_size=PATCH, hidden_act="gelu", projection_dim=JOINT, **VIT)
+def build(
+    tokenizer: PreTrainedTokenizerBase, layers: int = DECODER_LAYERS, pixels: int = PIXELS, longest: int = 1024
+) -> LlavaForConditionalGeneration:
+    """A LLaVA with random weights.
+
+    Args:
+        tokenizer: of its words.
+        layers: of the decoder.
+        pixels: side of what the ViT sees.
+        longest: prompt, in tokens, that the decoder's configuration promises.
+    """
+    vision = CLIPVisionConfig(image_size=pixels, patch_size=PATCH, hidden_act="gelu", projection_dim=JOINT, **VIT)
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         num_hidden_layers=layers,
-        max_position_embeddings=1024,
+        max_position_embeddings=longest,
         tie_word_embeddings=False,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
@@ -48,7 +57,7 @@ def build(tokenizer: PreTrainedTokenizerBase, layers: int = DECODER_LAYERS) -> L
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
-        image_seq_length=GRID * GRID,
+        image_seq_length=(pixels // PATCH) ** 2,
         tie_word_embeddings=False,
     )
     model = LlavaForConditionalGeneration(config)
@@ -100,8 +109,8 @@ def grow(small: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBas
 
 
 def encode(vision: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """The ViT: pixels (B, 3, 96, 96) -> states that feed the projector (B, 145, 96) and last CLS after its norm (B,
-    96)."""
+    """The ViT: pixels (B, 3, H, W) -> states that feed the projector (B, 1 + patches, 96) and last CLS after its norm
+    (B, 96)."""
     x = vision.pre_layrnorm(vision.embeddings(pixels))
     feature = x
     for layer in vision.encoder.layers:

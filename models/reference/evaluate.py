@@ -8,36 +8,51 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from rich.progress import track
+from torch import Tensor
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 from foveate.models.reference import WEIGHTS
-from foveate.models.reference.architecture import GRID, encode
 from foveate.models.reference.batches import TEXT, normalised, pack
-from foveate.models.reference.objectives import turn_mask
+from foveate.models.reference.objectives import seen, turn_mask
 from foveate.models.reference.processor import build_tokenizer
 from foveate.tasks.base import Sample
 from foveate.tasks.registry import TASKS, regime_sample
 
 
-@torch.no_grad()
 def right(
     model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, samples: list[Sample], blind: bool
 ) -> list[list[bool]]:
-    """For each sample, whether greedy decoding gives each packed turn's answer exactly (arg-max right at every
-    position, end included)."""
+    """See `answered`, with the pictures or with grey ones."""
     images = np.stack([np.full_like(s.image, 128) if blind else s.image for s in samples])
+    return answered(model, tokenizer, samples, normalised(images))
+
+
+@torch.no_grad()
+def answered(
+    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, samples: list[Sample], pixels: Tensor
+) -> list[list[bool]]:
+    """For each sample, whether greedy decoding gives each packed turn's answer exactly (arg-max right at every
+    position, end included).
+
+    Args:
+        model: the model.
+        tokenizer: its own.
+        samples: with the questions.
+        pixels: what is shown: (B, 3, H, W), or (B, T, 3, H, W) for videos.
+    """
     packed = torch.from_numpy(np.stack([pack(s, tokenizer) for s in samples])).to(model.device)
-    core, prefix = model.model, 1 + GRID * GRID
-    feature, _ = encode(core.vision_tower, normalised(images).to(model.device))
+    core = model.model
+    patches, _ = seen(model, pixels.to(model.device))
     text, turn, place, target = packed.unbind(1)
-    embed = core.language_model.embed_tokens
+    prefix, embed = 1 + patches.shape[1], core.language_model.embed_tokens
     start = embed(torch.full_like(text[:, :1], model.config.text_config.bos_token_id))
-    embeds = torch.cat([start, core.multi_modal_projector(feature[:, 1:]), embed(text)], dim=1)
+    embeds = torch.cat([start, core.multi_modal_projector(patches), embed(text)], dim=1)
     places = torch.cat([torch.arange(prefix, device=text.device).expand(len(text), -1), prefix + place], dim=1)
     hidden = core.language_model(
         inputs_embeds=embeds, attention_mask=turn_mask(turn, prefix), position_ids=places, use_cache=False
@@ -63,15 +78,28 @@ def accuracy(
     size: int = 32,
 ) -> dict[str, float]:
     """Regime -> share of questions answered exactly, over `count` pictures a regime."""
+    label = f"{split}{' blind' if blind else ''}"
+    return shares(model, lambda s: right(model, tokenizer, s, blind), usable_regimes(), split, count, size, label)
+
+
+def shares(
+    model: LlavaForConditionalGeneration,
+    judge: Callable[[list[Sample]], list[list[bool]]],
+    regimes: Sequence[str],
+    split: str,
+    count: int,
+    size: int,
+    label: str,
+) -> dict[str, float]:
+    """Regime -> share of questions that `judge` finds right, over `count` samples a regime, `size` at a time; the model
+    is in evaluation mode meanwhile."""
     model.eval()
     table = {}
-    for regime in track(
-        usable_regimes(), description=f"{split}{' blind' if blind else ''}", disable=not sys.stderr.isatty()
-    ):
+    for regime in track(regimes, description=label, disable=not sys.stderr.isatty()):
         hits: list[bool] = []
         for first in range(0, count, size):
             samples = [regime_sample(regime, split, i) for i in range(first, min(first + size, count))]
-            hits += [hit for row in right(model, tokenizer, samples, blind) for hit in row]
+            hits += [hit for row in judge(samples) for hit in row]
         table[regime] = sum(hits) / max(1, len(hits))
     model.train()
     return table

@@ -16,12 +16,11 @@ from torch.utils.hooks import RemovableHandle
 from transformers import CLIPTextModelWithProjection, LlavaForConditionalGeneration
 from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb
 
-from foveate.models.reference.architecture import GRID, JOINT, VIT, encode
+from foveate.models.reference.architecture import JOINT, VIT, encode
 from foveate.models.reference.batches import Batch
 from foveate.tasks.base import DENSE_COLOUR
 
 CLASSES = 80  # outputs for `DENSE_WHAT`, spare ones included
-PREFIX = 1 + GRID * GRID  # the start token and the picture
 
 
 class Learner(nn.Module):
@@ -42,11 +41,11 @@ class Learner(nn.Module):
 
     def forward(self, batch: Batch, answers: bool) -> dict[str, Tensor]:
         """The losses by name; without `answers` the decoder does not run."""
-        feature, cls = encode(self.model.model.vision_tower, batch.pixels)
-        losses = {"dense": self.dense_loss(feature[:, 1:], batch.dense), "contrast": self.contrast(cls, batch.caption)}
+        patches, cls = seen(self.model, batch.pixels)
+        losses = {"dense": self.dense_loss(patches, batch.dense), "contrast": self.contrast(cls, batch.caption)}
         if answers:
             with AttentionRows(self.model, batch) as rows:
-                losses["answer"] = F.cross_entropy(*self.answer_logits(feature[:, 1:], batch))
+                losses["answer"] = F.cross_entropy(*self.answer_logits(patches, batch))
             losses["look"] = rows.loss()
         return losses
 
@@ -72,22 +71,33 @@ class Learner(nn.Module):
 
     def answer_logits(self, patches: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits and targets at the answer positions: (M, V), (M,)."""
-        core = self.model.model
+        core, prefix = self.model.model, 1 + patches.shape[1]
         picture = core.multi_modal_projector(patches)
         words = core.language_model.embed_tokens(batch.text)
         start = core.language_model.embed_tokens(
             torch.full_like(batch.text[:, :1], self.model.config.text_config.bos_token_id)
         )
         embeds = torch.cat([start, picture, words], dim=1)
-        places = torch.arange(PREFIX, device=embeds.device).expand(len(embeds), -1)
+        places = torch.arange(prefix, device=embeds.device).expand(len(embeds), -1)
         hidden = core.language_model(
             inputs_embeds=embeds,
-            attention_mask=turn_mask(batch.turn, PREFIX),
-            position_ids=torch.cat([places, PREFIX + batch.place], dim=1),
+            attention_mask=turn_mask(batch.turn, prefix),
+            position_ids=torch.cat([places, prefix + batch.place], dim=1),
             use_cache=False,
-        ).last_hidden_state[:, PREFIX:]
+        ).last_hidden_state[:, prefix:]
         wanted = batch.target != -100
         return self.model.lm_head(hidden[wanted]), batch.target[wanted]
+
+
+def seen(model: LlavaForConditionalGeneration, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """What the ViT makes of pictures (B, 3, H, W) or of the frames of videos (B, T, 3, H, W).
+
+    Returns:
+        Patches (B, T h w, 96), frame behind frame, and the mean of the frames' CLS (B, 96).
+    """
+    feature, cls = encode(model.model.vision_tower, pixels.flatten(0, -4))
+    patches = feature[:, 1:].reshape(len(pixels), -1, feature.shape[-1])
+    return patches, cls.reshape(len(pixels), -1, cls.shape[-1]).mean(1)
 
 
 class AttentionRows:
@@ -103,11 +113,11 @@ class AttentionRows:
     HEADS = 2
 
     def __init__(self, model: LlavaForConditionalGeneration, batch: Batch) -> None:
-        self.layers, self.batch = model.model.language_model.layers, batch
+        self.layers, self.batch, self.prefix = model.model.language_model.layers, batch, batch.looks.shape[-1]
         depth = len(self.layers)
         self.wanted = {depth // 4: (0, 1), depth // 2: (2, 2)}  # layer -> entry of `looks` for each head
         self.picture, self.place = torch.nonzero(batch.target != -100, as_tuple=True)
-        self.visible = turn_mask(batch.turn, PREFIX)[self.picture, 0, PREFIX + self.place]
+        self.visible = turn_mask(batch.turn, self.prefix)[self.picture, 0, self.prefix + self.place]
         self.hooks: list[RemovableHandle] = []
         self.parts: list[Tensor] = []
 
@@ -128,9 +138,9 @@ class AttentionRows:
         q = (states @ attention.q_proj.weight[:width].T).unflatten(-1, (self.HEADS, -1)).transpose(1, 2)
         k = (states @ attention.k_proj.weight[:width].T).unflatten(-1, (self.HEADS, -1)).transpose(1, 2)
         q, k = apply_rotary_pos_emb(q, k, cos, sin)
-        asking = q[self.picture, :, PREFIX + self.place]
+        asking = q[self.picture, :, self.prefix + self.place]
         rows = torch.einsum("mhd,mhsd->mhs", asking, k[self.picture]) * attention.scaling
-        log = rows.float().masked_fill(~self.visible[:, None], -torch.inf).log_softmax(-1)[..., :PREFIX]
+        log = rows.float().masked_fill(~self.visible[:, None], -torch.inf).log_softmax(-1)[..., : self.prefix]
         target = self.batch.looks[self.picture, self.place][:, list(looks)]
         known = target.sum(-1) > 0.5
         self.parts.append(-(log * target).sum(-1)[known])

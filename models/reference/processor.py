@@ -7,6 +7,7 @@ number is spelled character by character, so that any string can be asked for an
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
@@ -29,8 +30,14 @@ CHAT = (
 )
 
 
-def vocabulary() -> dict[str, int]:
-    """Token -> id, in an order that does not depend on the process."""
+def vocabulary(more: Sequence[str] = ()) -> dict[str, int]:
+    """Token -> id, in an order that does not depend on the process.
+
+    Args:
+        more: words that take spare ids; all others keep theirs.
+    Raises:
+        ValueError: more of them than there are spare ids.
+    """
     words: dict[str, None] = {}
     for wordings in WORDINGS.values():
         for wording in wordings:
@@ -40,13 +47,16 @@ def vocabulary() -> dict[str, int]:
         words.update(dict.fromkeys((name, f"{name}s")))
     tokens = [*SPECIAL, *CHARACTERS, *(f"##{c}" for c in CHARACTERS), *"?.,:;!'\"-+/%$()"]
     tokens += [w for w in words if w not in CHARACTERS]
+    tokens += [w for w in more if w not in tokens]
+    if len(tokens) > SIZE:
+        raise ValueError(f"vocabulary: {len(more)} more words make {len(tokens)} tokens, there are {SIZE} ids")
     tokens += [f"<spare{n}>" for n in range(SIZE - len(tokens))]
     return {token: number for number, token in enumerate(tokens)}
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer: lower case, greedy longest word, else characters; `<s>` in front."""
-    core = Tokenizer(models.WordPiece(vocabulary(), unk_token="<unk>", max_input_chars_per_word=64))
+def build_tokenizer(more: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """The tokenizer: lower case, greedy longest word, else characters; `<s>` in front. `more`: see `vocabulary`."""
+    core = Tokenizer(models.WordPiece(vocabulary(more), unk_token="<unk>", max_input_chars_per_word=64))
     core.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     core.decoder = decoders.WordPiece(prefix="##")
@@ -63,11 +73,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor() -> LlavaProcessor:
-    """The processor that `AutoProcessor.from_pretrained` gives back."""
+def build_processor(pixels: int = PIXELS, more: Sequence[str] = ()) -> LlavaProcessor:
+    """The processor that `AutoProcessor.from_pretrained` gives back; `pixels`: side of what the ViT sees, `more`: see
+    `vocabulary`."""
     image = CLIPImageProcessorPil(
-        size={"height": PIXELS, "width": PIXELS},
-        crop_size={"height": PIXELS, "width": PIXELS},
+        size={"height": pixels, "width": pixels},
+        crop_size={"height": pixels, "width": pixels},
         do_center_crop=False,
         resample=3,
         image_mean=[0.5, 0.5, 0.5],
@@ -75,7 +86,7 @@ def build_processor() -> LlavaProcessor:
     )
     return LlavaProcessor(
         image_processor=image,
-        tokenizer=build_tokenizer(),
+        tokenizer=build_tokenizer(more),
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,

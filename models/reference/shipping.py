@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextModelWithProjection, LlavaForConditionalGeneration
+from transformers import CLIPTextModelWithProjection, LlavaForConditionalGeneration, LlavaProcessor
 
 from foveate.models.reference.architecture import DECODER_LAYERS, build, build_text_tower, grow
 from foveate.models.reference.objectives import Learner
@@ -24,20 +24,24 @@ TOWER = "text_tower"
 PROJECTION = "visual_projection.safetensors"
 
 
-def export(module: Learner, folder: Path, about: dict[str, Any]) -> None:
+def export(module: Learner, folder: Path, about: dict[str, Any], processor: LlavaProcessor | None = None) -> None:
     """Writes everything; a decoder of half depth is grown first, which changes nothing that it says.
 
     Args:
         module: as trained; it is left as it is.
         folder: of the weights.
         about: "stage", "step", "seconds" and whatever else a reader should know; plain data.
+        processor: that ships with it; default: the one for pictures.
     """
-    tokenizer = build_tokenizer()
+    processor = processor or build_processor()
+    tokenizer = processor.tokenizer
     model = module.model if _depth(module.model) == DECODER_LAYERS else grow(module.model, tokenizer)
-    shipped = build(tokenizer).to(torch.bfloat16)
+    sizes = {"pixels": model.config.vision_config.image_size}
+    sizes["longest"] = model.config.text_config.max_position_embeddings
+    shipped = build(tokenizer, **sizes).to(torch.bfloat16)
     shipped.load_state_dict(model.state_dict())
     shipped.save_pretrained(folder)
-    build_processor().save_pretrained(folder)
+    processor.save_pretrained(folder)
     tower = build_text_tower(tokenizer).to(torch.bfloat16)
     tower.load_state_dict(module.tower.state_dict())
     tower.save_pretrained(folder / TOWER)

@@ -20,9 +20,12 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader
+from transformers import LlavaProcessor
 
 from foveate.models.reference import WEIGHTS
 from foveate.models.reference.architecture import DECODER_LAYERS, build, build_text_tower, grow
@@ -30,10 +33,10 @@ from foveate.models.reference.batches import Batch, batches
 from foveate.models.reference.evaluate import accuracy, usable_regimes
 from foveate.models.reference.muon import Muon
 from foveate.models.reference.objectives import Learner
-from foveate.models.reference.processor import build_tokenizer
+from foveate.models.reference.processor import build_processor, build_tokenizer
 from foveate.models.reference.shipping import export, restore
 
-LOG = WEIGHTS.parent / "training.jsonl"
+LOG = "training.jsonl"
 STAGES = ("see", "small", "full")
 LAYERS = {"see": DECODER_LAYERS // 2, "small": DECODER_LAYERS // 2, "full": DECODER_LAYERS}
 WEIGHT = {"answer": 1.0, "dense": 0.2, "contrast": 0.1, "look": 0.5}  # `see`: dense and contrast, 1 and 0.2
@@ -44,14 +47,10 @@ HARD = {
 
 
 @dataclass
-class Settings:
-    """One run. Steps are per stage; `batch` pictures a step; rates are peaks (Muon for matrices of layers, AdamW for
-    the rest). `start`: "scratch", or "package" to go on from the package's weights where `out` holds no checkpoint."""
+class Common:
+    """What every run has. `batch` samples a step; rates are peaks (Muon for matrices of layers, AdamW for the rest)."""
 
     out: Path
-    see: int = 1200
-    small: int = 1800
-    full: int = 1400
     batch: int = 32
     muon_lr: float = 3e-3
     adam_lr: float = 1.5e-3
@@ -61,6 +60,16 @@ class Settings:
     workers: int = 1
     save_every: int = 200
     check_every: int = 400
+
+
+@dataclass
+class Settings(Common):
+    """One run. Steps are per stage. `start`: "scratch", or "package" to go on from the package's weights where `out`
+    holds no checkpoint."""
+
+    see: int = 1200
+    small: int = 1800
+    full: int = 1400
     start: str = "scratch"
 
 
@@ -70,7 +79,7 @@ def learner(stage: str, device: str) -> Learner:
     return Learner(build(tokenizer, LAYERS[stage]), build_text_tower(tokenizer)).to(device)
 
 
-def optimisers(module: Learner, settings: Settings) -> list[torch.optim.Optimizer]:
+def optimisers(module: Learner, settings: Common) -> list[torch.optim.Optimizer]:
     """Muon on the matrices inside layers, AdamW on embeddings, heads, norms and the text tower."""
     matrices, rest = [], []
     for name, p in module.named_parameters():
@@ -91,32 +100,48 @@ def rate(step: int, steps: int, start: int = 0, warm: int = 100, fall: float = 0
 
 
 class Run:
-    """A training with its checkpoint: weights, optimiser state, stage and step, replaced atomically."""
+    """A training with its checkpoint: weights, optimiser state, stage and step, replaced atomically.
 
-    def __init__(self, settings: Settings) -> None:
+    Attributes:
+        stages: their names, each a field of the settings.
+        weights: the package's folder that `--export` writes to; its log lies beside it.
+    """
+
+    stages: tuple[str, ...] = STAGES
+    weights: Path = WEIGHTS
+
+    def __init__(self, settings: Common) -> None:
         self.settings = settings
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if settings.device == "auto" else settings.device
         self.path = settings.out / "checkpoint.pt"
         self.log_path = settings.out / "log.jsonl"
-        self.stage, self.step, self.seconds, self.warm_from = STAGES[0], 0, 0.0, 0
+        self.stage, self.step, self.seconds, self.warm_from = self.stages[0], 0, 0.0, 0
         torch.manual_seed(settings.seed)
         settings.out.mkdir(parents=True, exist_ok=True)
         saved = torch.load(self.path, map_location=self.device, weights_only=True) if self.path.exists() else None
         if saved:
             self.stage, self.step, self.seconds = saved["stage"], saved["step"], saved["seconds"]
-        if not saved and settings.start == "package":
-            self.module, about = restore(WEIGHTS, LAYERS)
-            self.module.to(self.device)
-            self.stage, self.step, self.seconds = about["stage"], about["step"], about["seconds"]
-            self.warm_from = self.step  # no optimiser state came along
-            self.log_path.write_text(LOG.read_text())
-        else:
-            self.module = learner(self.stage, self.device)
+        self.module = self.begin(saved is not None).to(self.device)
         self.optimisers = optimisers(self.module, settings)
         if saved:
             self.module.load_state_dict(saved["weights"])
             for optimiser, state in zip(self.optimisers, saved["optimisers"], strict=True):
                 optimiser.load_state_dict(state)
+
+    def begin(self, resumed: bool) -> Learner:
+        """The learner of the stage; `resumed`: a checkpoint will overwrite its weights."""
+        if resumed or self.settings.start != "package":
+            return learner(self.stage, self.device)
+        module, about = restore(WEIGHTS, LAYERS)
+        self.stage, self.step, self.seconds = about["stage"], about["step"], about["seconds"]
+        self.warm_from = self.step  # no optimiser state came along
+        self.log_path.write_text(self.shipped_log.read_text())
+        return module
+
+    @property
+    def shipped_log(self) -> Path:
+        """The log that lies beside the package's weights."""
+        return self.weights.parent / LOG
 
     def save(self) -> None:
         """Writes the checkpoint beside its place, then moves it there."""
@@ -135,9 +160,9 @@ class Run:
 
     def next_stage(self) -> bool:
         """Moves to the next stage, growing the decoder where it gets deeper. False after the last."""
-        if self.stage == STAGES[-1]:
+        if self.stage == self.stages[-1]:
             return False
-        deeper = STAGES[STAGES.index(self.stage) + 1]
+        deeper = self.stages[self.stages.index(self.stage) + 1]
         if LAYERS[deeper] != LAYERS[self.stage]:
             self.module.model = grow(self.module.model, build_tokenizer()).to(self.device)
         self.stage, self.step, self.warm_from = deeper, 0, 0
@@ -147,25 +172,14 @@ class Run:
 
     def train_stage(self) -> None:
         """The steps that the stage still lacks."""
-        steps, tokenizer = getattr(self.settings, self.stage), build_tokenizer()
+        steps = getattr(self.settings, self.stage)
         if self.step >= steps:
             return
-        weights = {regime: HARD.get(regime, 1.0) for regime in usable_regimes()}
-        offset = STAGES.index(self.stage) * 10**7 // self.settings.batch  # each stage draws pictures of its own
-        loader = batches(
-            weights,
-            tokenizer,
-            self.settings.seed,
-            offset + self.step,
-            offset + steps,
-            self.settings.batch,
-            self.settings.workers,
-        )
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, disable=not sys.stderr.isatty()) as bar:
             task = bar.add_task(self.stage, total=steps, completed=self.step)
             mean: dict[str, float] = {}
-            for batch in loader:
+            for batch in self.loader(steps):
                 began = time.perf_counter()
                 factor = rate(self.step, steps, self.warm_from, fall=0.0 if self.stage == "see" else 0.4)
                 losses = self.update(batch, factor)
@@ -179,7 +193,29 @@ class Run:
                     self.save()
                     self.log(losses=mean)
                 if self.stage != "see" and (self.step % self.settings.check_every == 0 or self.step == steps):
-                    self.log(accuracy=accuracy(self.module.model, tokenizer, "validation", 48))
+                    self.log(accuracy=self.check())
+
+    def loader(self, steps: int) -> DataLoader:
+        """The stage's batches from the next step to step `steps`."""
+        weights = {regime: HARD.get(regime, 1.0) for regime in usable_regimes()}
+        about = self.settings
+        offset = STAGES.index(self.stage) * 10**7 // about.batch  # each stage draws pictures of its own
+        first, last = offset + self.step, offset + steps
+        return batches(weights, build_tokenizer(), about.seed, first, last, about.batch, about.workers)
+
+    def check(self) -> dict[str, float]:
+        """Regime -> accuracy of a small sample."""
+        return accuracy(self.module.model, build_tokenizer(), "validation", 48)
+
+    def ship(self) -> None:
+        """Writes weights and log into the package."""
+        about = {"stage": self.stage, "step": self.step, "seconds": round(self.seconds), "seed": self.settings.seed}
+        export(self.module, self.weights, about, self.processor())
+        self.shipped_log.write_text(self.log_path.read_text())
+
+    def processor(self) -> LlavaProcessor:
+        """The processor that ships with the weights."""
+        return build_processor()
 
     def update(self, batch: Batch, factor: float) -> dict[str, float]:
         """One step. Raises FloatingPointError on a loss that is not finite, before any weight changes."""
@@ -209,36 +245,38 @@ class Run:
             file.write(json.dumps(line) + "\n")
 
 
-def parse(argv: list[str] | None) -> tuple[Settings, bool]:
-    """Flags -> settings, and whether only to export."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in asdict(Settings(Path("runs/reference"))).items():
+def parse(argv: list[str] | None, defaults: Common, about: str | None) -> tuple[Any, bool]:
+    """Flags -> settings of the same kind as `defaults`, and whether only to export; `about`: for --help."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in asdict(defaults).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=Path if name == "out" else type(value), default=value)
     parser.add_argument(
         "--export", action="store_true", help="write the checkpoint's weights into the package and stop"
     )
     flags = vars(parser.parse_args(argv))
     only = flags.pop("export")
-    return Settings(**flags), only
+    return type(defaults)(**flags), only
 
 
-def main(argv: list[str] | None = None) -> None:
+def follow(kind: type[Run], settings: Common, only_export: bool) -> None:
     """Trains all stages, or exports the checkpoint."""
-    settings, only_export = parse(argv)
     torch.set_num_threads(settings.threads)
-    run = Run(settings)
+    run = kind(settings)
     if only_export:
         if not run.path.exists():
             raise SystemExit(f"train: no checkpoint at {run.path}")
-        about = {"stage": run.stage, "step": run.step, "seconds": round(run.seconds), "seed": settings.seed}
-        export(run.module, WEIGHTS, about)
-        LOG.write_text(run.log_path.read_text())
-        print(f"{WEIGHTS}: stage {run.stage}, step {run.step}, {run.seconds / 3600:.2f} hours of training")
+        run.ship()
+        print(f"{run.weights}: stage {run.stage}, step {run.step}, {run.seconds / 3600:.2f} hours of training")
         return
     while True:
         run.train_stage()
         if not run.next_stage():
             return
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    follow(Run, *parse(argv, Settings(Path("runs/reference")), __doc__))
 
 
 if __name__ == "__main__":
