@@ -64,6 +64,7 @@ class Learned(Compressor):
     Class attributes:
         rate: peak learning rate in training.
         rates: others, of parameters below a module or with a name of their own: {"offset": 2e-5}.
+        further: names of losses, see `models.distilling.further`, where the answers behind it teach it nothing.
         made_by: the command that makes its weights; one that is not distilled names another.
 
     Args:
@@ -73,6 +74,7 @@ class Learned(Compressor):
     learned = True
     rate: ClassVar[float] = 1e-3
     rates: ClassVar[Mapping[str, float]] = {}
+    further: ClassVar[tuple[str, ...]] = ()
     made_by: ClassVar[str] = DISTILLED
 
     network: nn.Module | None = field(default=None, compare=False, repr=False, kw_only=True)

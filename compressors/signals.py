@@ -16,6 +16,9 @@ FEATURE_LAYER = -1
 RECENT = 32
 """Prompt entries at the end whose attention counts as recent."""
 
+LEVELS = 4
+"""Evenly spaced blocks of the tower that `tower_levels` tells of."""
+
 SHAPES: dict[str, str] = {
     # encoder
     "cls_attention": "(B, H, N) softmax row of the CLS query in one ViT block, its entry on each token; an encoder "
@@ -43,6 +46,10 @@ SHAPES: dict[str, str] = {
     "post_norm": "(B, N, d) each visual token as the MLP of one decoder layer reads it, which must run before",
     "text_attention": "(B, 2, N) attention on each visual token from the prompt's words in one decoder layer, mean "
     "over heads: the sum over words, and the largest",
+    "glimpse_query": "(B, H, N) logarithm of the attention that a method's own token, read behind the prompt, pays "
+    "each visual token in one decoder layer; the method's `glimpse` says what it is and what each layer adds to it",
+    "tower_levels": "(B, 4, N, C) what evenly spaced blocks of the tower made of each visual token, the last block "
+    "first; zero for a token without a place",
     "cls_rank": "(B, N) share of the tokens that left the encoder to which CLS paid more attention, in its last block, "
     "than to each visual token: 0 for the one it looked at most; 1 for a token without a place",
     "frame_vectors": "(B, N, d) mean of all tokens of the frame that a token shows, as they left the encoder",

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from foveate.compressors.base import ANY_DEPTH, Compressor
+from foveate.compressors.signals import LEVELS
 from foveate.compressors.tokens import Grid, Tokens
 
 
@@ -65,6 +66,8 @@ def random_tokens(
         "wide_keys": torch.randn(batch, n, key_dim, generator=decoder),
         "hidden_states": torch.randn(batch, n, dim, generator=decoder),
         "post_norm": torch.randn(batch, n, dim, generator=decoder),
+        "glimpse_query": softmax(batch, 1, n, source=torch.Generator().manual_seed(seed + 8)).log(),  # of one head
+        "tower_levels": torch.randn(batch, LEVELS, n, dim, generator=torch.Generator().manual_seed(seed + 9)),
         "text_attention": torch.rand(batch, 2, n, generator=torch.Generator().manual_seed(seed + 4)),
         "cls_rank": torch.rand(batch, n, generator=torch.Generator().manual_seed(seed + 5)),
         "frame_vectors": torch.randn(batch, n, key_dim, generator=decoder),

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from foveate.compressors.base import Compressor, Reducer
 from foveate.compressors.choosing import rank
-from foveate.compressors.signals import Signal
+from foveate.compressors.signals import LEVELS, Signal
 from foveate.models import signals as compute
 from foveate.models.decoder_signals import DECODER_KINDS, At
 from foveate.models.errors import HostError
 from foveate.models.frames import FRAME_KINDS, frame_means, frame_numbers
+from foveate.models.glimpse import glimpse_flops, glimpse_query, level_blocks, vectors_on_grid
 from foveate.models.ledger import decoder_signal_flops, encoder_signal_flops
 from foveate.models.prefill import Prefill
 from foveate.models.tower import EncoderGroup
@@ -238,6 +239,14 @@ class Asker:
         for signal in compressor.signals_at(now, decoder.depth):
             if signal.kind == "cls_rank":
                 out[signal.key] = torch.stack([self._cls_rank(prefill, row) for row in rows.tolist()]).to(rows.device)
+            if signal.kind == "glimpse_query":
+                token = compressor.glimpse(signal.layer + 1)
+                out[signal.key] = glimpse_query(prefill, rows, signal.layer, token).to(rows.device)
+                for row in rows.tolist():
+                    flops = glimpse_flops(self.host.shape.decoder, prefill.entries[row][signal.layer], signal.layer)
+                    self.of.ledger[row].add("prefill", "signals", flops)
+            if signal.kind == "tower_levels":
+                out[signal.key] = torch.stack([self._levels(prefill, row) for row in rows.tolist()]).to(rows.device)
             if signal.kind in FRAME_KINDS:
                 frames = [self._of_frames(prefill, row, signal.kind) for row in rows.tolist()]
                 out[signal.key] = torch.stack(frames).to(rows.device)
@@ -256,6 +265,17 @@ class Asker:
             self._ranks[row] = torch.cat(maps)
         position = prefill.stream.position[row, prefill.stream.visual[row]].to(self._ranks[row].device)
         return self._ranks[row][position.clamp(min=0)].masked_fill(position < 0, 1)
+
+    def _levels(self, prefill: Prefill, row: int) -> Tensor:
+        """(4, n, C) what blocks of the tower made of one row's visual tokens; kept anyway, so free of charge."""
+        before, now, made = self.of.of_row("encoder", row), self.of.of_row("projector", row), []
+        at = prefill.stream.position[row, prefill.stream.visual[row]].to(self.host.device)
+        for block in level_blocks(self.host.tower.depth, LEVELS):
+            asked = [Signal(STATES, block)]
+            each = [self.of_block([view], block, asked, "prefill")[STATES][0] for view in self.of.lanes[row]]
+            full = torch.cat([vectors_on_grid(*one, new.grid) for *one, new in zip(each, before, now, strict=True)])
+            made.append(full[at.clamp(min=0)].masked_fill(at[:, None] < 0, 0))
+        return torch.stack(made)
 
     def _of_frames(self, prefill: Prefill, row: int, kind: str) -> Tensor:
         """A signal of the frames of one row for each of its visual tokens: (n, d) or (n,)."""

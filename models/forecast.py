@@ -13,6 +13,7 @@ from foveate.models.acting import hook_of
 from foveate.models.decode_signals import OWN_KINDS, asked_at, queries_of
 from foveate.models.decoder_signals import DECODER_KINDS
 from foveate.models.errors import BadInput, HostError
+from foveate.models.glimpse import glimpse_flops
 from foveate.models.inputs import PromptShape
 from foveate.models.kv import due
 from foveate.models.ledger import Ledger
@@ -294,6 +295,8 @@ class Forecast:
                         rows = shape.vit.rows(seen.blocks[-1])
                         flops = charge.encoder_signal_flops(shape.vit, ["cls_attention"], rows, at_hand=False)
                         self.ledger.add("prefill", "signals", flops * seen.number * seen.frames)
+                if "glimpse_query" in kinds:
+                    self.ledger.add("prefill", "signals", glimpse_flops(shape.decoder, text + n, layer - 1))
                 if "frame_similarity" in kinds:
                     self._question("prefill")
                     frames = sum(grid[0] for grid in grids)

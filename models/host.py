@@ -134,7 +134,7 @@ class Host(ABC):
         self.device = device_of(self.decoder.model.embed_tokens)
         self.dtype = self.decoder.head.weight.dtype
         kinds = {"keys", "features", "block_states", "cls_states", "cls_attention", "received_attention"}
-        kinds |= {"frame_vectors", "cls_rank"}
+        kinds |= {"frame_vectors", "cls_rank", "glimpse_query", "tower_levels"}
         kinds |= {*DECODER_KINDS, *DECODE_KINDS}
         kinds |= {"attention_map"} if self.tower.merge == 1 else set()  # of tokens, which units of patches have not
         beside = {"question", "text_similarity", "frame_similarity", "phrase_similarity"} if text else set()

@@ -276,7 +276,8 @@ class Pass(Books):
         self.logits = run.finish(cuts, self.ask.in_prefill)
         for row, cut in enumerate(cuts):
             method, sites = (None, {}) if cut is None else (cut.compressor, cut.sites)
-            ledger.charge_prefill(self.ledger[row], self.host.shape, run.entries[row], run.visual[row], method, sites)
+            ran, cached = (run.entries[row], run.visual[row]), [cache.entries(row) for cache in run.caches]
+            ledger.charge_prefill(self.ledger[row], self.host.shape, *ran, method, sites, cached)
         self._caches = run.caches
         self.counts["layers"] = [list(v) for v in run.visual]
         self._finish("prefill", [v[-1] for v in run.visual])

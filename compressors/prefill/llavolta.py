@@ -26,9 +26,9 @@ class LLaVolta(Reducer):
     Cost:    no matrix product: additions only.
     Differs: in the paper this is a curriculum for training the language model (strides 8, 8 -> 2, 2 -> 1 at layers 2,
              2, 16), and the finished model reads every token. Here no weight of the model is touched: this is its
-             pooling, on the model as it is. A last run that is not full stays, the code drops its tokens. Counts that no
-             stride gives are pooled adaptively, neighbouring runs then share a token. Runs end with their frame (in the
-             code, their picture) where `count` is the same number for each.
+             pooling, on the model as it is. A last run that is not full stays, the code drops its tokens. Counts that
+             no stride gives are pooled adaptively, neighbouring runs then share a token. Runs end with their frame (in
+             the code, their picture) where `count` is the same number for each.
 
     Args:
         layer: G, tokens are pooled at its input, as (number, depth of the paper's model). At `projector`, the code's

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from foveate.tasks.base import Sample, TaskDataError
+from foveate.tasks.base import Box, Sample, TaskDataError
 from foveate.tasks.jsonl import sample_of
 from foveate.tasks.registry import get_task, regime_sample, regimes
 from foveate.tasks.splits import digest, stream
@@ -28,11 +28,13 @@ class Lesson:
         image: (H, W, 3) uint8, or several of them.
         question: text.
         answer: what to say; None = whatever the host says when it sees all tokens.
+        at: boxes on one picture, in pixels, that the answer is read from; () = not known.
     """
 
     image: np.ndarray | tuple[np.ndarray, ...]
     question: str
     answer: str | None
+    at: tuple[Box, ...] = ()
 
 
 class Lessons(Protocol):
@@ -163,4 +165,4 @@ def _key(line: bytes) -> str:
 def _of(sample: Sample, number: int, seed: int) -> Lesson:
     """One of a sample's questions."""
     turn = stream("question", seed, number).choice(sample.turns)
-    return Lesson(sample.shown, turn.question, turn.answers[0] if turn.answers else None)
+    return Lesson(sample.shown, turn.question, turn.answers[0] if turn.answers else None, turn.at)

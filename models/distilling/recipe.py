@@ -28,6 +28,7 @@ from foveate.compressors.learned import DISTILLED, Learned, untrained
 from foveate.compressors.registry import COMPRESSORS, make
 from foveate.models import learned
 from foveate.models.answers import judged
+from foveate.models.distilling.further import FURTHER
 from foveate.models.distilling.judge import Figure, judge
 from foveate.models.distilling.lessons import Lessons
 from foveate.models.distilling.losses import Reconstructor, answer_losses, feature_loss
@@ -272,6 +273,9 @@ class Run:
         logprob, _ = judged(mine, ids, length, self.host.ends)
         losses["cross_entropy"] = -(logprob / (length + 1)).mean()
         total = losses["kl"] + CROSS_ENTROPY * losses["cross_entropy"] + ANCHOR * losses.get("features", 0.0)
+        for name in self.method.further:
+            more = FURTHER[name](self.method, batch, answers, rows)
+            total, losses = total + sum(more.values()), losses | more
         return losses | {"loss": total}, sum(keeps) / len(keeps)
 
 
