@@ -2,11 +2,12 @@
 
 Run it as `python -m foveate.analysis.decisions`. One thread; in every round an uncompressed pass (prefill of one row),
 the gate's own run and a walk timed part by part follow each other on a fresh picture and question; shares are ratios of
-medians over the rounds. At every stop the controller computes its scores and then takes no compression, so that all six
-stages are decided and nothing gets cheaper on the way. What a budget's masks remember for each length of question is
-warm, as it is behind the first questions of a service. Two models are timed: the reference, and a LLaVA with random
-weights in the shapes of CLIP-L/336 and of a small decoder, where features cost more and the pass far more. Times of a
-shared machine would mean nothing, so none are printed.
+medians over the rounds. At every stop the controller computes its scores and then takes no compression, so that all
+stages at which it has a choice are decided and nothing gets cheaper on the way; a controller of whole plans decides
+once, at the start. What a budget's masks remember for each length of question is warm, as it is behind the first
+questions of a service. Two models are timed: the reference, and a LLaVA with random weights in the shapes of CLIP-L/336
+and of a small decoder, where features cost more and the pass far more. Times of a shared machine would mean nothing, so
+none are printed.
 """
 
 from __future__ import annotations
@@ -27,17 +28,18 @@ from transformers import LlavaForConditionalGeneration as Llava
 
 from foveate.controller import Artefact, Controller, Layout, Network, Normalisation, load
 from foveate.controller.features import pixel_features, question_features
+from foveate.controller.network import HEADS
 from foveate.controller.observation import Progress
 from foveate.models import load_host
 from foveate.models.families.llava import LlavaHost
 from foveate.models.features import TOKEN_FEATURES, reveal
 from foveate.models.inputs import Row
-from foveate.models.masks import STOP_GROUP, Masks
+from foveate.models.masks import STOP_GROUP
 from foveate.models.passes import Pass
 from foveate.models.reference.processor import CHAT, build_tokenizer
 from foveate.plans.plan import STAGES, UNCOMPRESSED
-from foveate.plans.portfolio import ActionTable, Portfolio
-from foveate.serving.deciding import Dials, Driver
+from foveate.plans.portfolio import ActionTable, Portfolio, one_stage_plans
+from foveate.serving.deciding import Course, Dials, Driver
 from foveate.tasks.registry import iter_samples
 
 TASKS = ("scenes", "reading", "documents", "charts", "digits", "pictures")
@@ -46,7 +48,7 @@ LIMITS = {"reference": 0.05, "large": 0.005}
 
 PARTS = ("masks", "pixels", "question", "block1", "encoder", "layer1", "network")
 """Parts of deciding: legal actions; features of the picture, of the question, at the three stops that look at tokens;
-observation, network and choice of all six stages."""
+observation, network and choice of every decision."""
 
 VISION = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "patch_size": 14}
 DECODER = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "num_key_value_heads": 16}
@@ -91,11 +93,11 @@ def measure(host: LlavaHost, artefact: Artefact, rounds: int, max_flops: float |
 
     Args:
         host: the model.
-        artefact: a controller that decides stage by stage.
+        artefact: of stages or of whole plans.
         rounds: how many count.
         max_flops: hard limit for masks that search; None = no limit.
     Raises:
-        RuntimeError: a stage was not decided by the controller.
+        RuntimeError: a stage that the controller has a say in was not decided by it.
     """
     controller = Controller(replace(artefact, outside_limit=1.0), network=never(artefact.network))
     driver, dials, found = Driver(host, controller), Dials(controller.lam, max_flops), Timed()
@@ -106,9 +108,9 @@ def measure(host: LlavaHost, artefact: Artefact, rounds: int, max_flops: float |
         Pass(host, [row]).prefill()
         full = time.perf_counter() - begun
         _, (course,), used = driver.run([row], [picture], dials, new_tokens=1)
-        if [(stage, choice.is_none) for stage, choice, _ in course.taken] != [(stage, True) for stage in STAGES]:
+        if [(stage, choice.is_none) for stage, choice, _ in course.taken] != [(s, True) for s in asked(driver, row)]:
             raise RuntimeError(f"decisions: {course.reason}: not every stage was decided: {course.taken}")
-        seconds = walk(driver.masks, controller, row, picture, dials)
+        seconds = walk(driver, row, picture, dials)
         if number:
             found.full.append(full)
             found.gate.append(used)
@@ -117,8 +119,16 @@ def measure(host: LlavaHost, artefact: Artefact, rounds: int, max_flops: float |
     return found
 
 
-def walk(masks: Masks, controller: Controller, row: Row, picture: np.ndarray, dials: Dials) -> dict[str, float]:
-    """Seconds of each part of deciding all six stages of one row, step by step as the gate does it."""
+def asked(driver: Driver, row: Row) -> tuple[str, ...]:
+    """The stages at which the controller has a choice where nothing is compressed; of whole plans, the first alone."""
+    if driver.controller.artefact.table is None:
+        return STAGES[:1]
+    return driver.masks.asked(UNCOMPRESSED, row.shape)
+
+
+def walk(driver: Driver, row: Row, picture: np.ndarray, dials: Dials) -> dict[str, float]:
+    """Seconds of each part of deciding all stages of one row, step by step as the gate does it."""
+    masks, controller = driver.masks, driver.controller
     clock, p, groups = Clock(), Pass(masks.host, [row]), {}
     with clock.part("masks"):
         full = masks.full(row.shape)
@@ -126,28 +136,31 @@ def walk(masks: Masks, controller: Controller, row: Row, picture: np.ndarray, di
         groups["pixels"] = pixel_features(picture)
     with clock.part("question"):
         groups["question"] = question_features(row.question)
+    budget = None if dials.max_flops is None else dials.max_flops / full
+    whole, stages = controller.artefact.table is None, asked(driver, row)
     for stage in STAGES:
         with clock.part("masks"):
-            mask = masks.mask(stage, UNCOMPRESSED, row.shape, dials.max_flops)
-        if stage in STOP_GROUP:
-            (p.peek if stage == "prefill" else p.peek_encoder)()
-            with clock.part(STOP_GROUP[stage]):
-                groups[STOP_GROUP[stage]] = reveal(p, STOP_GROUP[stage])[0]
-        with clock.part("network"):
-            budget = None if dials.max_flops is None else dials.max_flops / full
-            progress = Progress(p.ledger[0].total / full, 1.0, budget)
-            decision = controller.decide_stop(stage, groups, progress, mask, dials.lam)
-            controller.choice(stage, decision)
+            mask = driver.legal(stage, row.shape, Course(full, dials.max_flops))
+        if stage in stages:
+            if stage in STOP_GROUP:
+                (p.peek if stage == "prefill" else p.peek_encoder)()
+                with clock.part(STOP_GROUP[stage]):
+                    groups[STOP_GROUP[stage]] = reveal(p, STOP_GROUP[stage])[0]
+            with clock.part("network"):
+                progress = Progress(p.ledger[0].total / full, 1.0, budget)
+                decision = controller.decide_stop(stage, groups, progress, mask, dials.lam)
+                controller.plan(decision) if whole else controller.choice(stage, decision)
         p.run_stage(stage, [UNCOMPRESSED])
     return clock.seconds
 
 
 def never(network: Network) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """A network that computes its scores and then prefers no compression, so that every stage is reached."""
+    none = (..., 0) if network.kind == "policy" else (..., 0, 0)
 
     def scores(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         first, second = network(z)
-        first[..., 0] += 1e6
+        first[none] += 1e6
         return first, second
 
     return scores
@@ -163,15 +176,20 @@ def inputs(host: LlavaHost, count: int) -> list[tuple[Row, np.ndarray]]:
     return pairs
 
 
-def random_controller(host: LlavaHost, portfolio: Portfolio, seed: int = 0, width: int = 64) -> Artefact:
-    """An untrained policy in the shape that training exports: two tanh layers, two heads."""
+def random_controller(
+    host: LlavaHost, portfolio: Portfolio, kind: str = "policy", seed: int = 0, width: int = 64
+) -> Artefact:
+    """An untrained controller in the shape that training exports: two tanh layers, two heads; "policy" of stages, or
+    "regression" of the portfolio's plans with one active stage."""
     table, layout, rng = ActionTable.from_portfolio(portfolio), Layout.of(TOKEN_FEATURES), np.random.default_rng(seed)
-    rows, levels = table.shape
+    plans = one_stage_plans(portfolio)
+    rows, levels = table.shape if kind == "policy" else (len(plans), 1)
+    first, second = HEADS[kind]
     sizes = {
         "trunk.0": (width, layout.size),
         "trunk.1": (width, width),
-        "method": (rows, width),
-        "ratio": (rows * levels, width),
+        first: (rows, width),
+        second: (rows * levels, width),
     }
     arrays = {f"{name}.weight": rng.standard_normal(size) / size[1] ** 0.5 for name, size in sizes.items()}
     arrays |= {f"{name}.bias": np.zeros(size[0]) for name, size in sizes.items()}
@@ -179,8 +197,8 @@ def random_controller(host: LlavaHost, portfolio: Portfolio, seed: int = 0, widt
     return Artefact(
         layout=layout,
         normalisation=Normalisation(0 * ones, ones, -ones, ones),
-        network=Network("policy", table.shape, "tanh", {k: v.astype(np.float32) for k, v in arrays.items()}),
-        actions=table.to_dict(),
+        network=Network(kind, (rows, levels), "tanh", {k: v.astype(np.float32) for k, v in arrays.items()}),
+        actions=table.to_dict() if kind == "policy" else {"plans": [plan.to_dict() for plan in plans]},
         portfolio=portfolio.to_dict(),
         host=host.name,
         fingerprint=host.fingerprint,
@@ -221,7 +239,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the tables; 1 where a limit is not kept."""
     parser = argparse.ArgumentParser(prog="python -m foveate.analysis.decisions", description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="reference", help="reference, or a folder (default: reference)")
-    parser.add_argument("--controller", help="a controller of that model; without one, an untrained policy")
+    parser.add_argument(
+        "--controller", action="append", help="of that model, any number of times; without one, two untrained ones"
+    )
     parser.add_argument("--portfolio", default="default", help="of the untrained policies (default: default)")
     parser.add_argument("--rounds", type=int, default=30, help="that count; a tenth of the large model (default: 30)")
     parser.add_argument("--tower-layers", type=int, default=24, help="of the large model; 0 = without it (default: 24)")
@@ -231,9 +251,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     portfolio = Portfolio.from_yaml(args.portfolio)
     host = load_host(args.model)
-    artefact = random_controller(host, portfolio) if args.controller is None else load(Path(args.controller))
-    results = [(f"{args.model}", measure(host, artefact, args.rounds), LIMITS["reference"])]
-    results.append((f"{args.model}, hard limit", measure(host, artefact, args.rounds, 1e15), LIMITS["reference"]))
+    if args.controller is None:
+        known = {f"untrained {kind}": random_controller(host, portfolio, kind) for kind in HEADS}
+    else:
+        known = {path: load(Path(path), fingerprint=host.fingerprint) for path in args.controller}
+    results = []
+    for name, artefact in known.items():
+        for limit, said in ((None, ""), (1e15, ", hard limit")):
+            timed = measure(host, artefact, args.rounds, limit)
+            results.append((f"{args.model}, {name}{said}", timed, LIMITS["reference"]))
     if args.tower_layers:
         host = large_host(args.tower_layers)
         depths = f"{args.tower_layers} tower layers, {host.decoder_depth} decoder layers"

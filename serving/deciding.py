@@ -147,7 +147,7 @@ class Driver:
     def _decide(self, p: Pass, stage: str, courses: list[Course], dials: Dials, used: float) -> float:
         """Settles one stage of every row; returns the seconds used for decisions so far."""
         begun = time.perf_counter()
-        masks = [self._mask(stage, row.shape, course) for row, course in zip(p.rows, courses, strict=True)]
+        masks = [self.legal(stage, row.shape, course) for row, course in zip(p.rows, courses, strict=True)]
         due = [i for i, mask in enumerate(masks) if mask.sum() > 1 and courses[i].fallen is None]
         used += time.perf_counter() - begun
         if due and self._whole is None and stage in STOP_GROUP:
@@ -165,7 +165,7 @@ class Driver:
                 course.plan = course.plan.replace(stage, self.masks.table.decode(stage, *mildest(mask)))
         return used + time.perf_counter() - begun
 
-    def _mask(self, stage: str, shape: PromptShape, course: Course) -> np.ndarray:
+    def legal(self, stage: str, shape: PromptShape, course: Course) -> np.ndarray:
         """What is legal for a row; where nothing is, it falls and goes on uncompressed."""
         if self._whole is not None:
             return self._whole_mask(stage, shape, course)

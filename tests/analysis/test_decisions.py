@@ -25,6 +25,13 @@ def test_every_part_of_every_round_is_timed(reference, untrained, max_flops):
     assert max(timed.gate) < min(timed.full), "deciding is cheaper than answering"
 
 
+def test_a_controller_of_whole_plans_looks_at_no_tokens(reference):
+    whole = random_controller(reference, Portfolio.from_yaml("one_stage"), "regression")
+    timed = measure(reference, whole, 1)
+    assert [part for part in PARTS if not timed.parts[part][0]] == ["block1", "encoder", "layer1"]
+    assert 0 < max(timed.gate) < min(timed.full)
+
+
 def test_a_walk_that_compresses_is_no_measurement(reference, untrained, monkeypatch):
     monkeypatch.setattr("foveate.analysis.decisions.never", lambda network: network)  # it chooses as it likes
     with pytest.raises(RuntimeError, match="not every stage was decided"):
