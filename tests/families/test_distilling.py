@@ -95,3 +95,23 @@ def test_a_method_inside_the_tower_is_taught_or_refused_in_one_line(host, tmp_pa
     p.run(plan).decode(max_new_tokens=2)
     assert p.ledger[0] == host.forecast(plan, p.rows[0].shape, new_tokens=len(p.generated[0]))
     assert 0 < p.counts["encoder"][0] <= 4 * len(p.rows[0].views)
+
+
+def test_a_glimpse_costs_what_is_forecast_and_leaves_no_trace(host):
+    host.learned["prefill", "glimpse_prune"] = untrained(make("prefill", "glimpse_prune"), host.widths).network
+    pictures = [Pictures().lesson(number, 0) for number in range(2)]
+    plan = Plan.of(prefill=("glimpse_prune", 0.25))
+    p = host.open([lesson.image for lesson in pictures], [lesson.question for lesson in pictures])
+    p.run(plan).decode(max_new_tokens=3)
+    for row in range(2):
+        assert p.ledger[row] == host.forecast(plan, p.rows[row].shape, new_tokens=len(p.generated[row]))
+        words = p.rows[row].shape.n_text
+        assert p.cached[row] == [words + p.counts["prefill"][row]] * host.decoder_depth
+    del host.learned["prefill", "glimpse_prune"]
+
+
+def test_the_recipe_teaches_a_glimpse(host, tmp_path):
+    run = Run(host, "glimpse_prune", Pictures(), Settings(0, steps_b=2, batch=2, held_out=2), tmp_path)
+    before = {key: value.clone() for key, value in run.network.state_dict().items()}
+    run.train()
+    assert all(not torch.equal(before[key], value) for key, value in run.network.state_dict().items() if "leave" in key)

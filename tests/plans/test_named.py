@@ -13,6 +13,11 @@ def test_the_blind_plan_is_shipped():
     assert named_plans()["blind"] == BLIND
 
 
+def test_the_advised_hybrid_is_shipped_with_and_without_a_learned_projector():
+    assert load_plan("pool_and_look_once") == Plan.of(projector=("average_pool", 0.25), decode=("look_m", 0.5))
+    assert load_plan("learn_to_pool_and_look_once") == Plan.of(projector=("ldpv2", 0.25), decode=("look_m", 0.5))
+
+
 def test_a_plan_over_two_stages_loads_from_a_path(tmp_path):
     path = tmp_path / "two.yaml"
     path.write_text(
