@@ -1,4 +1,4 @@
-"""Behind the prompt: the probability of accepted answers, and greedy answers."""
+"""Behind the prompt: the probability of accepted answers, and the model's own answers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from foveate.models.behind import Continuation, greedy
 from foveate.models.errors import BadInput
 from foveate.models.host import Score
 from foveate.models.inputs import padded
-from foveate.models.ledger import charge_answer, charge_score
+from foveate.models.ledger import charge_answers, charge_score
 from foveate.models.ragged import exists
+from foveate.models.sampling import Settings, sampled
 
 if TYPE_CHECKING:
     from foveate.models.passes import Pass
@@ -70,12 +71,18 @@ def judged(logits: Tensor, ids: Tensor, length: Tensor, ends: frozenset[int]) ->
     return total, right
 
 
-def generate(of: Pass, max_new_tokens: int) -> list[str]:
-    """Greedy answers, special tokens left out; ids go to `Pass.generated`. Raises: BadInput on a limit below 1."""
-    if max_new_tokens < 1:
-        raise BadInput(f"max_new_tokens = {max_new_tokens} is below 1")
-    of.generated = greedy(of.host.decoder, of.caches, of.logits, of.host.ends, max_new_tokens)
-    cached = of.cached
-    for row, ids in enumerate(of.generated):
-        charge_answer(of.ledger[row], of.host.shape, cached[row], len(ids))
+def generate(of: Pass, settings: Settings) -> list[str]:
+    """Answers, special tokens left out, `settings.answers` of each row; ids go to `Pass.generated`.
+
+    Charged are the tokens of each answer; of a beam search every sequence at every step, as long as it ran.
+    """
+    if settings.plain:
+        of.generated, steps = greedy(of.host.decoder, of.caches, of.logits, settings.ends, settings.limit), 0
+    else:
+        of.generated, steps = sampled(of, settings)
+    each, beams = settings.answers, settings.beams
+    own = [[len(ids) for ids in of.generated[row * each : (row + 1) * each]] for row in range(len(of))]
+    of.ran = own if beams == 1 else [[steps] * beams] * len(of)
+    for ledger, entries, ran in zip(of.ledger, of.cached, of.ran, strict=True):
+        charge_answers(ledger, of.host.shape, entries, ran)
     return [of.host.inputs.text(ids) for ids in of.generated]

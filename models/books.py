@@ -41,7 +41,8 @@ class Books:
         states: stage -> each view's tokens behind it, up to "projector".
         traces: each unit's way through the tower; None for a blind row's.
         logits: (B, V) float32 behind the prompt, after `prefill`.
-        generated: token ids of the last `decode`, end token included.
+        generated: token ids of the last `decode`, end token included; several answers to a row one behind the other.
+        ran: of each row: tokens of each sequence that the last `decode` ran for it.
         learning: what runs keeps its gradients: set while a method learns.
     """
 
@@ -57,6 +58,7 @@ class Books:
         self.states: dict[str, list[VisualState]] = {}
         self.logits: Tensor | None = None
         self.generated: list[list[int]] = []
+        self.ran: list[list[int]] = []
         self._blind = [False] * b
         self._opened: Prefill | None = None
         self._caches: list[LayerCache] = []
@@ -84,6 +86,11 @@ class Books:
     def stop(self) -> str:
         """The last stage that has passed; "open" before the first."""
         return self._done[-1] if self._done else "open"
+
+    @property
+    def done(self) -> tuple[str, ...]:
+        """Stages that have passed."""
+        return tuple(self._done)
 
     @property
     def tokens(self) -> list[VisualState]:
@@ -144,6 +151,7 @@ class Books:
         other.counts = {stage: pick(values) for stage, values in self.counts.items()}
         other.states = {stage: [values[lane] for lane in lanes] for stage, values in self.states.items()}
         other._done, other.generated = list(self._done), []
+        other.ran = []
         index = torch.tensor(list(rows), device=self.host.device)
         other.logits = None if self.logits is None else self.logits[index.to(self.logits.device)]
         other._opened = None if self._opened is None else self._opened.at(index)
@@ -163,16 +171,26 @@ class Books:
         other, kept = self.fork(range(len(self))), STAGES[: self._guided]
         inputs = self.host.inputs
         other.rows = [inputs.asked(row, q, i) for i, (row, q) in enumerate(zip(self.rows, questions, strict=True))]
-        other.laid = [
-            fresh if laid is row else inputs.relaid(fresh, [view.grid for view in laid.views])
-            for fresh, row, laid in zip(other.rows, self.rows, self.laid, strict=True)
-        ]
+        other.laid = self._laid_anew(other.rows)
         other._done = [stage for stage in self._done if stage in kept]
         other.counts = {stage: n for stage, n in other.counts.items() if stage in kept}
         other.states = {stage: s for stage, s in other.states.items() if stage in ("peek", *kept)}
         other.traces = other.traces if "encoder" in kept else other._peeked
         other.ask, other.logits, other._opened, other._caches = Asker(other), None, None, []
         return other
+
+    def go_on(self, rows: Sequence[Row], caches: Sequence[LayerCache], logits: Tensor) -> None:
+        """Stands behind longer prompts of the same pictures: `rows`, with the caches and logits (B, V) behind them."""
+        self.laid = self._laid_anew(rows)
+        self.rows, self._caches, self.logits = list(rows), list(caches), logits
+        self._opened.caches = list(caches)
+
+    def _laid_anew(self, rows: Sequence[Row]) -> list[Row]:
+        """Other prompts of the same pictures, with views at the sizes that `resize` gave them."""
+        return [
+            fresh if laid is row else self.host.inputs.relaid(fresh, [view.grid for view in laid.views])
+            for fresh, row, laid in zip(rows, self.rows, self.laid, strict=True)
+        ]
 
     # -- for the stages ----------------------------------------------------------------------------------------------
 

@@ -285,6 +285,24 @@ def charge_answer(ledger: Ledger, shape: HostShape, entries: Entries, generated:
     charge_cache(ledger, shape, [e + more if isinstance(e, int) else [head + more for head in e] for e in entries])
 
 
+def charge_answers(ledger: Ledger, shape: HostShape, entries: Entries, generated: Sequence[int]) -> None:
+    """Sequences that run side by side, so many tokens each, every one behind a copy of the cache."""
+    held = 0
+    for each in generated:
+        charge_answer(ledger, shape, entries, each)
+        held += ledger.kv_bytes_end
+    ledger.kv_bytes_end = held
+
+
+def charge_turn(ledger: Ledger, shape: HostShape, entries: Entries, fed: int) -> None:
+    """A later turn of a conversation: `fed` tokens, the answer before it among them, behind a cache; the LM head."""
+    longest = [widest(each) for each in entries]
+    ledger.add("prefill", "later turns", sum(decoder_block(shape.decoder, fed, e) for e in longest))
+    ledger.add("prefill", "later turns", sum(decoder_other(shape.decoder, fed, e) for e in longest), "other")
+    ledger.add("prefill", "head", lm_head(shape.decoder, 1))
+    charge_cache(ledger, shape, [e + fed if isinstance(e, int) else [head + fed for head in e] for e in entries])
+
+
 def charge_score(ledger: Ledger, shape: HostShape, entries: Entries, fed: int) -> None:
     """One teacher-forced pass of `fed` answer tokens behind a cache."""
     ledger.add("score", "layers", sum(decoder_block(shape.decoder, fed, widest(e)) for e in entries))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from foveate.compressors.base import STAGES
-from foveate.models import answers, ledger
+from foveate.models import answers, ledger, turns
 from foveate.models.acting import Choices, Keeps, Methods, act, hook_of, with_cls
 from foveate.models.ask import Trace
 from foveate.models.books import Books
@@ -21,6 +21,7 @@ from foveate.models.host import Score
 from foveate.models.kv import shrink
 from foveate.models.prefill import Cut, Prefill
 from foveate.models.prompt import embed_prompts, joined
+from foveate.models.sampling import Settings, greedily, read
 from foveate.models.visual import Riders, VisualState, groups, in_one, stack, unstack
 from foveate.plans.plan import Plan, keep_count
 
@@ -321,13 +322,45 @@ class Pass(Books):
         return answers.score(self, accepted)
 
     @torch.no_grad()
-    def decode(self, compressor: Methods = None, keep: Keeps = 1.0, max_new_tokens: int = 8) -> list[str]:
-        """Greedy answers; a compressor given here is chosen first, see `choose_decode`. Token ids: `generated`."""
+    def decode(
+        self, compressor: Methods = None, keep: Keeps = 1.0, max_new_tokens: int = 8, **settings: Any
+    ) -> list[str]:
+        """Answers; a compressor given here is chosen first, see `choose_decode`. Token ids: `generated`.
+
+        Greedy, unless there are settings of transformers' `generate` (`do_sample`, `num_beams`, `stop_strings` ...),
+        which come on top of the model's own generation config. Sampling draws from torch's own generator.
+
+        Raises:
+            BadInput: settings that cannot be had behind a compressed cache, before anything has run.
+        """
+        how = read(self.host, settings | {"max_new_tokens": max_new_tokens}) if settings else None
+        how = how or greedily(self.host, max_new_tokens)
         if compressor is not None:
             self.choose_decode(compressor, keep)
         if "prefill" not in self._done:
             self.prefill()
-        return answers.generate(self, max_new_tokens)
+        return self.answer(how)
+
+    @torch.no_grad()
+    def answer(self, settings: Settings) -> list[str]:
+        """Answers behind the cache as it is now, see `decode`."""
+        return answers.generate(self, settings)
+
+    @torch.no_grad()
+    def follow(self, questions: Sequence[str], replies: Sequence[str] | None = None) -> Pass:
+        """The next turn of each row's conversation: a pass behind the caches of this one, which stays as it is.
+
+        What was replied and the new question go behind whatever is left of the prompt; positions go on from the
+        uncompressed ones. Caches shrink no further. Then `score`, `decode`, or `follow` again; ledgers go on from this
+        pass's. See `next_turn` for another question without the conversation so far.
+
+        Args:
+            questions: one for each row, about the same pictures.
+            replies: what was answered before; None = what `decode` gave.
+        Raises:
+            BadInput: not one question and reply for each row, or ones that cannot be put.
+        """
+        return turns.follow(self, questions, replies)
 
     def _reach(self, stage: str) -> None:
         """Runs what comes before a stage, untouched. Raises: WrongStop where the stage has passed."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from processed import hf_inputs
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from foveate.models import load_host
@@ -20,15 +20,6 @@ MODELS = [
     {"tower": "siglip", "decoder": "qwen2", "feature_layer": -1},
     {"tower": "clip", "chat": None},
 ]
-
-
-def hf_inputs(processor, images, questions):
-    if processor.chat_template:
-        talks = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": q}]}] for q in questions]
-        texts = [processor.apply_chat_template(talk, add_generation_prompt=True, tokenize=False) for talk in talks]
-    else:
-        texts = [f"USER: <image>\n{q} ASSISTANT:" for q in questions]
-    return processor(images=[Image.fromarray(i) for i in images], text=texts, return_tensors="pt", padding=True)
 
 
 @pytest.fixture(scope="module")
