@@ -41,7 +41,7 @@ def masked_logits(model, p, inputs):
     Args:
         model: Hugging Face's, untouched but for hooks that end with the call.
         p: the pass.
-        inputs: the processor's batch, padded on the left.
+        inputs: the processor's batch, padded on the left; what stands behind the prompts of the pass is seen.
     """
     b, s = inputs["input_ids"].shape
     pad = (inputs["attention_mask"] == 0).sum(dim=1)
@@ -50,6 +50,7 @@ def masked_logits(model, p, inputs):
         seen = torch.zeros(b, s, dtype=torch.bool)
         for row in range(b):
             seen[row, pad[row] + cache.stream.entry[row, : int(cache.length[row])]] = True
+            seen[row, int(pad[row]) + len(p.rows[row].ids) :] = True
         allowed = (torch.ones(s, s, dtype=torch.bool).tril() & seen[:, None]) | torch.eye(s, dtype=torch.bool)
         masks.append(torch.zeros(b, 1, s, s).masked_fill(~allowed[:, None], torch.finfo(torch.float32).min))
     hooks = []

@@ -12,6 +12,11 @@ CHAT = (
     "{% for m in messages %}USER : {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> "
     "{% elif c['type'] == 'video' %}<video> {% else %}{{ c['text'] }}{% endif %}{% endfor %} ASSISTANT :{% endfor %}"
 )
+TALK = (
+    "{% for m in messages %}{{ m['role'] | upper }} : {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> "
+    "{% else %}{{ c['text'] }}{% endif %}{% endfor %} {% endfor %}{% if add_generation_prompt %}ASSISTANT :{% endif %}"
+)
+"""A template that writes conversations, where the one above glues turns together."""
 QUESTIONS = ["what is this ?", "what is the colour of this thing there ?", "left ?", "is the thing red or blue ?"]
 
 
