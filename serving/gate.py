@@ -15,16 +15,14 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from foveate.compressors.base import Grid
 from foveate.controller.artefact import Artefact, ControllerError, load
 from foveate.controller.decision import Controller
 from foveate.controller.observation import TOKEN_GROUPS, check_order
@@ -34,62 +32,30 @@ from foveate.models.features import TOKEN_FEATURES
 from foveate.models.host import Host
 from foveate.models.inputs import Row
 from foveate.models.learned import attach
-from foveate.models.ledger import Ledger
 from foveate.models.passes import Pass
-from foveate.models.prompt import joined
+from foveate.models.sampling import Settings, ended
 from foveate.models.text_tower import FOLDER, TextTower
-from foveate.plans.plan import UNCOMPRESSED, Choice, Plan
+from foveate.plans.plan import UNCOMPRESSED
 from foveate.serving.deciding import Course, Dials, Driver
-from foveate.serving.requests import Request, Unsupported, as_clip, as_tensors, from_pictures, from_tensors, tensors
+from foveate.serving.record import Record, record_of, uncompressed
+from foveate.serving.requests import (
+    Request,
+    Unsupported,
+    as_clip,
+    as_tensors,
+    asked,
+    from_pictures,
+    from_tensors,
+    tensors,
+)
+
+if TYPE_CHECKING:
+    from foveate.serving.talk import Conversation
 
 DECIDED = ("policy", "regression", "none")
 """Reasons of rows that the controller decided, or that left nothing to decide. Any other is a fall-back."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Record:
-    """What became of one row.
-
-    Attributes:
-        plan: what was done.
-        reason: "policy" or "regression" (by the controller); "none" (nothing to decide); or why the row was not decided
-            on: "mask", "shape", "nan", "outside", "error" (see `controller.decision.REASONS`), "budget" (no plan within
-            `max_flops`), "deadline", "compressor" (an exception on the way), "unsupported" (not the gate's kind of
-            request).
-        decisions: (stage, choice, reason) in order.
-        ledger: of the row, answer included; None for an unsupported request.
-        full: FLOPs of the uncompressed pass with as long an answer; 0 for an unsupported request.
-        layers: visual tokens in each decoder layer.
-        kept: of each view, the grid of those of its tokens that the prompt shows and the positions of what is left of
-            them in the last decoder layer; None where that is not known.
-        seconds: what deciding took, features included, shared equally by the rows of a call.
-        why: of an unsupported request, what the gate could not take, in one line.
-    """
-
-    plan: Plan
-    reason: str
-    decisions: tuple[tuple[str, Choice, str], ...] = ()
-    ledger: Ledger | None = None
-    full: int = 0
-    layers: tuple[int, ...] = ()
-    kept: tuple[tuple[Grid, tuple[int, ...]], ...] | None = field(default=None, repr=False)
-    seconds: float = 0.0
-    why: str = ""
-
-    @property
-    def share(self) -> float:
-        """FLOPs as a share of the uncompressed pass; 1 where nothing is known."""
-        return self.ledger.total / self.full if self.ledger is not None else 1.0
-
-    @property
-    def decision_share(self) -> float:
-        """FLOPs of features and controller as a share of the uncompressed pass."""
-        if self.ledger is None:
-            return 0.0
-        stages = self.ledger.by_stage()
-        return (stages.get("features", 0) + stages.get("controller", 0)) / self.full
 
 
 class Gate:
@@ -99,9 +65,10 @@ class Gate:
     model alone would not raise. Where `max_flops` is set, such a row gets the mildest plan within it, unless what has
     run cannot be trusted (NaN, an exception) or no plan is within it: then the answer comes first.
 
-    `generate` covers greedy decoding: of `images` and `questions`, or of what the family's processor returns, one
-    picture or video a row or several. Any other call goes to the model as it came, before anything has run, and counts
-    as "unsupported"; `Record.why` says what the gate could not take.
+    `generate` covers greedy decoding, sampling and beams: of `images` and `questions`, or of what the family's
+    processor returns, one picture or video a row or several. Any other call goes to the model as it came, before
+    anything has run, and counts as "unsupported"; `Record.why` says what the gate could not take. `talk` holds a
+    conversation: further questions go behind what the first one left of the picture.
 
     Args:
         model: an HF model of a family in `foveate.models.families`, or a host that `load_host` opened.
@@ -153,7 +120,8 @@ class Gate:
         return list(getattr(self._local, "records", ()))
 
     def generate(self, inputs: Tensor | None = None, **arguments: Any) -> Tensor:
-        """As the model's `generate`, greedy: token ids (B, L + answer), rows that end earlier padded.
+        """As the model's `generate`: token ids (B, L + answer), several for a row where so many are asked for; rows
+        that end earlier padded.
 
         Args:
             inputs: input_ids, as `generate` takes them by position.
@@ -185,10 +153,17 @@ class Gate:
             rows = len(given) if isinstance(given, Tensor) else 1
             self._note([Record(UNCOMPRESSED, "unsupported", why=why)] * rows)
             return ids
-        answers = self._answered(request)
+        answers, settings = [ids for row in self._answered(request) for ids in row], request.settings
         longest = max(map(len, answers))
-        tail = [answer + [request.pad] * (longest - len(answer)) for answer in answers]
-        return torch.cat([request.input_ids, request.input_ids.new_tensor(tail)], dim=1)
+        tail = [answer + [settings.pad] * (longest - len(answer)) for answer in answers]
+        front = request.input_ids.repeat_interleave(settings.answers, dim=0)
+        return torch.cat([front, front.new_tensor(tail)], dim=1)
+
+    def talk(self, picture: Any) -> Conversation:
+        """A conversation about a picture or video, or several: `talk(picture).ask(question)`."""
+        from foveate.serving.talk import Conversation  # it needs this module's classes
+
+        return Conversation(self, picture)
 
     def answer(
         self,
@@ -198,6 +173,7 @@ class Gate:
         *,
         video: Any = None,
         question: str | None = None,
+        **settings: Any,
     ) -> list[str]:
         """The answers as text, one for each picture, video or list of them with its question.
 
@@ -207,15 +183,16 @@ class Gate:
             max_new_tokens: longest answer.
             video: of one row instead of all these; see `serving.requests.as_clip` for what it may be.
             question: about it.
+            settings: of `generate`, such as `do_sample` or `num_beams`; none = greedy.
         Raises:
-            BadInput: what cannot be put to the model.
+            BadInput: what cannot be put to the model. Unsupported: settings that cannot be followed.
         """
         if video is not None or question is not None:
             if len(images) or len(questions) or video is None or question is None:
                 raise BadInput("answer: give images and questions, or one video and its question")
             images, questions = [as_clip(video)], [question]
-        request = from_pictures(self.host, images, questions, {"max_new_tokens": max_new_tokens, "do_sample": False})
-        return [self.host.inputs.text(ids) for ids in self._answered(request)]
+        request = from_pictures(self.host, images, questions, asked(max_new_tokens, settings))
+        return [self.host.inputs.text(ids) for row in self._answered(request) for ids in row]
 
     def __enter__(self) -> Gate:
         model = self.host.model
@@ -232,11 +209,11 @@ class Gate:
         else:
             self.host.model.generate = before
 
-    def _answered(self, request: Request) -> list[list[int]]:
-        """Token ids of each row's answer; fills `last` and `counters`."""
+    def _answered(self, request: Request) -> list[list[list[int]]]:
+        """Token ids of each row's answers; fills `last` and `counters`."""
         every = list(range(len(request.rows)))
         try:
-            answers, records = self._run(request, every)
+            answers, records, _ = self._run(request, every)
         except Exception:
             # One row's compressor may have failed: alone, each row is decided and answered as in the batch.
             _log.warning("gate: a batch of %d failed, its rows are run one by one", len(every), exc_info=True)
@@ -248,85 +225,60 @@ class Gate:
         self._note(records)
         return answers
 
-    def _alone(self, request: Request, i: int) -> tuple[list[int], Record]:
+    def _alone(self, request: Request, i: int) -> tuple[list[list[int]], Record]:
         """One row by itself, uncompressed where that fails."""
         try:
-            answers, records = self._run(request, [i])
+            answers, records, _ = self._run(request, [i])
             return answers[0], records[0]
         except Exception:
             _log.warning("gate: row %d is answered uncompressed after an exception", i, exc_info=True)
             return self._uncompressed(request, i, "compressor")
 
-    def _run(self, request: Request, index: Sequence[int]) -> tuple[list[list[int]], list[Record]]:
+    def _run(self, request: Request, index: Sequence[int]) -> tuple[list[list[list[int]]], list[Record], Pass]:
         """Some rows through the host; those whose course says so are answered anew."""
         rows, pictures = [request.rows[i] for i in index], [request.pictures[i] for i in index]
-        p, courses, used = self._driver.run(rows, pictures, self.dials, request.max_new_tokens)
-        p.decode(max_new_tokens=request.max_new_tokens)
-        answers, records = [], []
+        settings, answers, records = request.settings, [], []
+        longest = settings.limit * settings.width  # not below what so many sequences side by side cost
+        p, courses, used = self._driver.run(rows, pictures, self.dials, longest)
+        p.answer(settings)
         for at, (i, course) in enumerate(zip(index, courses, strict=True)):
             if course.redo:
                 ids, record = self._uncompressed(request, i, course.reason, course, p.ledger[at].total)
             else:
-                ids = p.generated[at]
+                ids = p.generated[at * settings.answers : (at + 1) * settings.answers]
                 record = record_of(p, at, course.plan, course.reason, tuple(course.taken), used / len(index))
             answers.append(ids)
             records.append(record)
-        return answers, records
+        return answers, records, p
 
     def _uncompressed(
         self, request: Request, i: int, reason: str, course: Course | None = None, wasted: int = 0
-    ) -> tuple[list[int], Record]:
+    ) -> tuple[list[list[int]], Record]:
         """One row by the model's own `generate` where that can be called: no part of the gate is in it then."""
-        row = request.rows[i]
-        answer = self._own_answer(row, request.max_new_tokens)
-        ledger = self.host.forecast(UNCOMPRESSED, row.shape, len(answer))
+        row, settings = request.rows[i], request.settings
+        answers = self._own_answers(row, settings)
+        longest = max(map(len, answers))
+        ran = [longest] * settings.beams if settings.beams > 1 else list(map(len, answers))
+        ledger = uncompressed(self.host, row, ran)
         full = ledger.total
         if wasted:
             ledger.add("abandoned", "compressed pass", wasted)
         decisions = () if course is None else tuple(course.taken)
         n, depth = row.shape.n_visual, self.host.decoder_depth
         kept = tuple(((t, h, w), tuple(range(t * h * w))) for t, h, w in row.shape.shown or row.shape.grids)
-        return answer, Record(UNCOMPRESSED, reason, decisions, ledger, full, (n,) * depth, kept)
+        return answers, Record(UNCOMPRESSED, reason, decisions, ledger, full, (n,) * depth, kept)
 
-    def _own_answer(self, row: Row, max_new_tokens: int) -> list[int]:
+    def _own_answers(self, row: Row, settings: Settings) -> list[list[int]]:
         """Token ids that the model itself answers with."""
         inputs = tensors(self.host, [row])
-        out = self._plain(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
-        return out[0, inputs["input_ids"].shape[1] :].tolist()
+        out = self._plain(**inputs, generation_config=settings.config, **settings.beside)
+        return [ended(ids, settings.ends) for ids in out[:, inputs["input_ids"].shape[1] :].tolist()]
 
     def _note(self, records: list[Record]) -> None:
         self._local.records = records
         with self._lock:
             self.counters.update(record.reason for record in records)
             self.counters["rows"] += len(records)
-
-
-def record_of(
-    p: Pass,
-    row: int,
-    plan: Plan,
-    reason: str,
-    decisions: tuple[tuple[str, Choice, str], ...] = (),
-    seconds: float = 0.0,
-) -> Record:
-    """The record of a row of a pass whose answer has been generated."""
-    full = p.host.forecast(UNCOMPRESSED, p.rows[row].shape, len(p.generated[row])).total
-    layers = tuple(p.counts["layers"][row])
-    return Record(plan, reason, decisions, p.ledger[row], full, layers, kept_of(p, row), seconds)
-
-
-def kept_of(p: Pass, row: int) -> tuple[tuple[Grid, tuple[int, ...]], ...] | None:
-    """See `Record.kept`, of a pass behind `prefill`; None where a method put all views' tokens on a grid of its own."""
-    stream, grids = p.opened.stream, [state.grid for state in p.of_row("projector", row)]
-    positions = stream.position[row][stream.visual[row]].cpu().numpy()
-    if len(grids) == 1:
-        return ((p.opened.grids[row], tuple(positions.tolist())),)
-    if p.opened.grids[row] != joined(grids, True)[0]:
-        return None
-    ends = np.cumsum([t * h * w for t, h, w in grids])
-    inside = ((positions >= end - t * h * w) & (positions < end) for end, (t, h, w) in zip(ends, grids, strict=True))
-    found = (positions[at] - (end - t * h * w) for at, end, (t, h, w) in zip(inside, ends, grids, strict=True))
-    return tuple((grid, tuple(at.tolist())) for grid, at in zip(grids, found, strict=True))
 
 
 def host_of(model: Any, processor: Any) -> Host:

@@ -26,7 +26,7 @@ MODEL = "foveate"
 """Its name in the harness."""
 
 SAMPLING = {"do_sample": (None, False), "num_beams": (None, 1), "temperature": (None, 0), "n": (None, 1)}
-"""Settings of a task that must have one of these values: the gate covers greedy decoding."""
+"""Settings of a task that must have one of these values: samples are judged on greedy answers."""
 
 IMAGE_MARK = "<image>"
 """Some tasks write it into their text; where a picture stands is the model's own business."""
@@ -241,7 +241,7 @@ def _settings(request: Any, longest: int) -> tuple[int, list[str]]:
     given = next(value for value in request.args if isinstance(value, dict))
     for name, plain in SAMPLING.items():
         if given.get(name) not in plain:
-            raise ValueError(f"{_where(request)}: {name} = {given[name]!r}; the gate covers greedy decoding alone")
+            raise ValueError(f"{_where(request)}: {name} = {given[name]!r}; answers are judged greedily here")
     until = given.get("until") or []
     limit = int(given.get("max_new_tokens") or longest)
     if limit < 1:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_words import TALK
 
 from foveate.controller import Artefact, Layout, Network, Normalisation
 from foveate.models import load_host
@@ -57,6 +58,12 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def host(folder):
     return load_host(folder)
+
+
+@pytest.fixture(scope="session")
+def talking(tmp_path_factory):
+    """A host whose template can write conversations."""
+    return load_host(tiny.build(tmp_path_factory.mktemp("talk"), chat=TALK))
 
 
 @pytest.fixture

@@ -131,17 +131,12 @@ class TestLeftToTheModel:
     @pytest.mark.parametrize(
         "settings",
         [
-            {"num_beams": 2},
-            {"num_beams": 2, "num_return_sequences": 2},
-            {"repetition_penalty": 2.0},
-            {"min_new_tokens": 3},
-            {"eos_token_id": 7},
-            {"suppress_tokens": [9]},
             {"return_dict_in_generate": True},
-            {"no_repeat_ngram_size": 1},
+            {"cache_implementation": "static"},
+            {"output_scores": True, "return_dict_in_generate": True},
         ],
     )
-    def test_settings_beyond_greedy_decoding(self, host, make_artefact, inputs, settings):
+    def test_settings_that_a_compressed_cache_cannot_have(self, host, make_artefact, inputs, settings):
         gate = Gate(host, None, make_artefact(ZIP))
         got = gate.generate(**inputs, max_new_tokens=5, **settings)
         expected = host.model.generate(**inputs, max_new_tokens=5, **settings)
@@ -150,9 +145,11 @@ class TestLeftToTheModel:
         assert torch.equal(got, expected)
         assert gate.counters == {"unsupported": 4, "rows": 4}
         assert gate.last[0].reason == "unsupported" and gate.last[0].share == 1
+        assert gate.last[0].why.startswith(next(iter(settings)))
 
-    def test_sampling(self, host, make_artefact, inputs):
-        gate, settings = Gate(host, None, make_artefact(ZIP)), {"do_sample": True, "max_new_tokens": 5}
+    def test_sampling_that_cannot_be_followed_draws_as_the_model_does(self, host, make_artefact, inputs):
+        settings = {"do_sample": True, "max_new_tokens": 5, "cache_implementation": "static"}
+        gate = Gate(host, None, make_artefact(ZIP))
         torch.manual_seed(0)
         got = gate.generate(**inputs, **settings)
         torch.manual_seed(0)
@@ -196,10 +193,10 @@ class TestLeftToTheModel:
             gate.generate(**wrong, max_new_tokens=2)
         assert str(gated.value) == str(alone.value)
 
-    def test_pictures_with_settings_beyond_greedy_decoding(self, host, make_artefact, batch, inputs):
+    def test_pictures_with_such_settings(self, host, make_artefact, batch, inputs):
         gate = Gate(host, None, make_artefact(ZIP))
-        got = gate.generate(images=batch[0], questions=batch[1], num_beams=2, max_new_tokens=3)
-        assert torch.equal(got, host.model.generate(**inputs, num_beams=2, max_new_tokens=3))
+        got = gate.generate(images=batch[0], questions=batch[1], cache_implementation="static", max_new_tokens=3)
+        assert torch.equal(got, host.model.generate(**inputs, cache_implementation="static", max_new_tokens=3))
 
 
 def test_two_threads_keep_their_own_last(host, make_artefact, batch):

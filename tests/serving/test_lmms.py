@@ -156,8 +156,7 @@ class TestRealHarness:
 
     def test_what_cannot_be_judged_is_refused_in_one_line(self, runs):
         assert runs["warm"]["error"] == (
-            "ValueError: task 'ours_warm', split 'test', document 0: do_sample = True; "
-            "the gate covers greedy decoding alone"
+            "ValueError: task 'ours_warm', split 'test', document 0: do_sample = True; answers are judged greedily here"
         )
         assert "needs controller=FILE or plan=NAME" in runs["neither"]["error"]
 
@@ -209,7 +208,7 @@ class TestWithoutHarness:
     @pytest.mark.parametrize(
         ("given", "said"),
         [
-            ({"temperature": 0.7}, "temperature = 0.7; the gate covers greedy decoding alone"),
+            ({"temperature": 0.7}, "temperature = 0.7; answers are judged greedily here"),
             ({"num_beams": 4}, "num_beams = 4"),
             ({"max_new_tokens": -1}, "max_new_tokens = -1 is below 1"),
         ],

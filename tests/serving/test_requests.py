@@ -42,7 +42,7 @@ def test_a_task_comes_back_as_it_went_in(reference, task):
 def test_pictures_and_tensors_make_the_same_prompt(host, batch, inputs):
     here, there = from_pictures(host, *batch, {"max_new_tokens": 3}), from_tensors(host, inputs | {"max_new_tokens": 3})
     assert torch.equal(here.input_ids, inputs["input_ids"]) and here.prompts == there.prompts
-    assert (here.max_new_tokens, here.pad) == (there.max_new_tokens, there.pad) == (3, 0)
+    assert {(one.settings.limit, one.settings.pad, one.settings.plain) for one in (here, there)} == {(3, 0, True)}
     for a, b in zip(here.rows, there.rows, strict=True):
         assert np.array_equal(a.views[0].pixels, b.views[0].pixels) and a.ids.tolist() == b.ids.tolist()
         assert host.inputs.ids(a.question) == host.inputs.ids(b.question) or "or" in a.question  # "or" is unknown here
@@ -68,9 +68,9 @@ def test_a_prompt_without_the_template_is_a_question_as_a_whole(host, inputs):
         ({"pixel_values": None}, "pixel_values"),
         ({"input_ids": None}, "input_ids"),
         ({"attention_mask": torch.ones(4, 3)}, "attention_mask"),
-        ({"num_beams": 3}, "num_beams"),
+        ({"num_beams": 4, "num_beam_groups": 2}, "num_beam_groups"),
         ({"streamer": object()}, "streamer"),
-        ({"do_sample": True}, "do_sample = True is more than greedy decoding"),
+        ({"cache_implementation": "static"}, "cache_implementation = 'static': every layer's cache has a length"),
         ({"past_key_values": object()}, "past_key_values: a cache of an earlier call"),
         ({"inputs_embeds": torch.ones(1)}, "inputs_embeds"),
         ({"max_length": 5}, "new tokens"),
