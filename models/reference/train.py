@@ -41,8 +41,8 @@ STAGES = ("see", "small", "full")
 LAYERS = {"see": DECODER_LAYERS // 2, "small": DECODER_LAYERS // 2, "full": DECODER_LAYERS}
 WEIGHT = {"answer": 1.0, "dense": 0.2, "contrast": 0.1, "look": 0.5}  # `see`: dense and contrast, 1 and 0.2
 HARD = {
-    **{"reading": 3.5, "tables": 2.0, "receipts": 1.0, "forms": 1.0, "charts": 3.5, "digits": 1.0, "pictures": 4.0},
-    **{"counting": 5.0, "relations": 2.0, "single": 0.4, "search": 0.5, "easy_vqa": 0.4},
+    **{"reading": 3.0, "tables": 2.5, "receipts": 1.0, "forms": 1.2, "charts": 4.0, "digits": 1.2, "pictures": 3.0},
+    **{"counting": 5.0, "relations": 2.0, "single": 1.0, "search": 0.7, "easy_vqa": 0.5},
 }  # pictures per regime relative to 1
 
 
