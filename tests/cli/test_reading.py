@@ -52,7 +52,10 @@ def test_an_unknown_name_lists_near_ones():
 
 
 def test_a_model_that_no_place_can_have_is_refused_before_anyone_is_asked():
-    with pytest.raises(ValueError, match=r"^model 'refrence': not 'reference' or 'reference-video', no folder .* no hub id \(owner/name\)$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^model 'refrence': not 'reference' or 'reference-video', no folder .* no hub id \(owner/name\)$",
+    ):
         open_model("refrence")
 
 
