@@ -61,7 +61,7 @@ def main(args: argparse.Namespace) -> int:
     report.write(out / "report")
     print(report.text())
     print(controller_line(out, trained))
-    print(answers(host, out / "controller.fov", test, args.asks))
+    print(answers(host, out / "controller.fov", test, args.asks, out / "tb"))
     print(f"\n{out}/report: table, pictures. TensorBoard: tensorboard --logdir {out}/tb")
     print(
         f"{(time.monotonic() - began) / 60:.1f} minutes, {peak_memory() / 2**30:.1f} GiB at the most", file=sys.stderr
@@ -76,20 +76,23 @@ def controller_line(out: Path, trained: Trained) -> str:
     return f"controller: {path}, {path.stat().st_size} bytes, {trained.winner}\nmean reward in validation: {scores}\n"
 
 
-def answers(host: Host, controller: Path, test: Table, count: int) -> str:
-    """Some test pictures answered by the gate, one regime after the other: what was asked, said, right, and by which
-    plan."""
+def answers(host: Host, controller: Path, test: Table, count: int, board: Path) -> str:
+    """Some test inputs answered by the gate, one regime after the other: what was asked, said, right, and by which
+    plan; what was kept of each goes to a folder of TensorBoard."""
+    from foveate.analysis.panels import write_panels
     from foveate.cli.data import regime_inputs
     from foveate.serving.gate import Gate
     from foveate.tasks.base import exact_match
 
     gate = Gate(host, None, controller)
-    rows = []
+    rows, answered = [], []
     for asked in regime_inputs(sorted(set(test.regimes.tolist())), "test", count):
         said = gate.answer([asked.image], [asked.question])[0]
         record = gate.last[0]
+        answered.append((asked, record))
         right = "yes" if exact_match(said, asked.answers) else f"no: {asked.answers[0]}"
         rows.append((asked.regime, asked.question, said, right, record.plan.label(), f"{100 * record.share:.0f} %"))
+    write_panels(board, host, answered)
     return columns(("regime", "question", "answer", "right", "plan", "FLOPs"), rows, right=(5,))
 
 

@@ -195,7 +195,7 @@ class Host(ABC):
         if shape.frames > 1 and shape.layouts:  # all views are videos that bring words along
             each = zip(shape.layouts, shape.grids, grids, strict=True)
             words = sum(film.by_frames[new[0] - 1] - film.by_frames[old[0] - 1] for film, old, new in each)
-        return replace(shape, grids=tuple(grids), n_text=max(1, shape.n_text + words))  # 1: masks leave words out
+        return replace(shape, grids=tuple(grids), n_text=shape.n_text + words)
 
     def refuses(self, stage: str, method: type[Compressor]) -> str | None:
         """This family's own reason why a method cannot run at a stage, or None."""

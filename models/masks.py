@@ -118,7 +118,7 @@ class Masks:
         """The part of a shape that legality hangs on, budget apart: all but the number of words."""
         if shape is None or (shape.grids, shape.shown) == (self._usual.grids, self._usual.shown):
             return self._usual
-        return replace(shape, n_text=shape.newlines + 1, phrases=None)
+        return shape.bare
 
     def _priced_as(self, shape: PromptShape) -> PromptShape:
         """The part of a shape that prices hang on: questions of one length mostly cost the same."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -127,6 +127,13 @@ class PromptShape:
     mixed: tuple[bool, ...] = ()
     layouts: tuple[Hashable, ...] = ()
     phrases: tuple[int, ...] | None = None
+
+    @property
+    def bare(self) -> PromptShape:
+        """The same without words, but for newlines: what legality hangs on, budget apart."""
+        layouts = tuple(None if isinstance(layout, FilmWords) else layout for layout in self.layouts)
+        known = any(layout is not None for layout in layouts)
+        return replace(self, n_text=self.newlines + 1, layouts=layouts if known else (), phrases=None)
 
     @property
     def frames(self) -> int:

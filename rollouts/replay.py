@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +66,7 @@ def layouts(host: Host, inputs: Iterable[Input]) -> list[PromptShape]:
     sizes: set[tuple[Any, ...]] = set()
     found: dict[PromptShape, None] = {}
     for each in inputs:
-        size = tuple(map(_measures, each.images))
+        size = tuple(one.frames.shape if isinstance(one, Clip) else one.shape for one in each.images)
         try:
             if size in sizes:
                 host.inputs.prompt(each.question, 0, ["video" if each.film else "image"] * len(each.images))
@@ -76,7 +75,7 @@ def layouts(host: Host, inputs: Iterable[Input]) -> list[PromptShape]:
         except BadInput as error:
             raise ValueError(f"{each.id}: {error}") from None
         sizes.add(size)
-        found[replace(shape, n_text=shape.newlines + 1)] = None
+        found[shape.bare] = None
     return list(found)
 
 

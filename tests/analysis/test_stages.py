@@ -45,6 +45,14 @@ def test_every_method_of_the_stages_that_runs_stands_beside_the_controls(host):
     assert {"input:downsample@0.25", "decode:random@0.25"} <= set(labels(plans))
 
 
+def test_on_videos_methods_for_videos_are_benched_and_frames_are_a_control(host, inputs):
+    film = host.open([np.stack([inputs[0].image] * 4)], ["left ?"]).shapes
+    plans, _ = stages.stage_plans(host, ("projector",), (0.5,), ("meteor",), film)
+    assert {"projector:meteor@0.5", "input:frames@0.5", "input:downsample@0.5"} <= set(labels(plans))
+    still, refused = stages.stage_plans(host, ("projector",), (0.5,), ("meteor",))
+    assert "input:frames@0.5" not in labels(still) and "is for videos" in refused["projector:meteor"]
+
+
 def test_a_choice_of_methods_leaves_the_controls(host):
     plans, _ = stages.stage_plans(host, ("prefill",), (0.5,), ("fastv",))
     wanted = [

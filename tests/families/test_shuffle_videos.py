@@ -12,6 +12,7 @@ from transformers.video_utils import VideoMetadata
 from foveate.models import load_host
 from foveate.models.errors import BadInput
 from foveate.models.families.spelling import spelled
+from foveate.models.inputs import PromptShape
 from foveate.plans.plan import UNCOMPRESSED, Plan
 from foveate.tasks.clip import Clip
 
@@ -94,6 +95,15 @@ def test_a_forecast_is_the_ledger(host, family, plan):
     assert p.ledger[0] == host.forecast(plan, p.shapes[0], new_tokens=len(p.generated[0]))
     assert p.tokens[0].grid[0] == (3 if plan["input"].method != "frames" else 2)
     assert p.rows[0].views[0].pixels.shape == (3, VIEW[family], VIEW[family], 3)
+
+
+def test_words_about_frames_are_counted_for_every_number_of_them_and_legality_leaves_them_out(host):
+    shape = host.open([clip(0, 4, 40)], QUESTIONS[:1]).shapes[0]
+    (words,) = shape.layouts
+    assert len(words.by_frames) == 4 and list(words.by_frames) == sorted(set(words.by_frames))
+    fewer = host.reshaped(shape, [(2, *shape.grids[0][1:])])
+    assert shape.n_text - fewer.n_text == words.by_frames[3] - words.by_frames[1]
+    assert shape.bare == PromptShape(1, shape.grids)
 
 
 def test_pictures_and_videos_stand_in_their_order(host):
