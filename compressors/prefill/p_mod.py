@@ -1,4 +1,4 @@
-"""p-MoD: in the deeper layers a learned router lets most visual tokens go around the layer; they come back behind it."""
+"""p-MoD: in the deeper layers a learned router lets most visual tokens go around the layer and come back."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Routers(nn.Module):
 
 
 def shares(depth: int, shift: float, floor: float = 0.0) -> list[float]:
-    """Share of the visual tokens that each layer of a decoder gets: half a cosine, lifted; 1 where a layer runs whole."""
+    """Share of the visual tokens that each layer of a decoder gets: half a cosine, lifted; 1 where it runs whole."""
     found = [cos(pi * layer / max(1, depth - 1)) / 2 + shift for layer in range(depth)]
     return [1.0 if not layer or share > ORDINARY else max(share, floor) for layer, share in enumerate(found)]
 
@@ -64,16 +64,17 @@ class PMoD(Learned, Reducer):
 
     Paper:   Zhang et al., ICCV 2025, https://arxiv.org/abs/2412.04449
     Code:    https://github.com/MCG-NJU/p-MoD
-    Formula: R[l] = cos(pi l / (L - 1)) / 2 + shift; above 0.85 layer l runs whole, else floor(max(R[l] N, count)) tokens
-             of largest w = 1 + 0.2 tanh(a[l] x + b[l]) run. With y = x + Attn(x), u = MLP(norm(y)): they leave as
+    Formula: R[l] = cos(pi l / (L - 1)) / 2 + shift; above 0.85 layer l runs whole, else floor(max(R[l] N, count))
+             tokens of largest w = 1 + 0.2 tanh(a[l] x + b[l]) run. With y = x + Attn(x), u = MLP(norm(y)): they leave as
              y + w u, the others as w x, words as y + u
     Shapes:  x (B, N, D) -> anchor (B, K), weight (B, N, 1) float32
     Cost:    2 N D FLOPs in each layer that does not run whole; keys and values of K tokens there.
     Differs: `count` is the least that a layer gets, 0.15 N in the code: layers above it get more. The code trains the
              whole decoder with its routers; here the decoder is the host's own and fixed, and the routers alone learn
              (D + 1 numbers a layer), from the host's answers, with no low-rank matrices beside them and no ratio that
-             sinks during training. Untrained, every weight is 1 and the first tokens run. Layer 0 always runs whole;
-             equal weights go to the lower index.
+             sinks during training. Nobody reads what the last layer makes of visual tokens, so its router gets no
+             gradient. Untrained, every weight is 1 and the first tokens run. Layer 0 always runs whole; equal weights
+             go to the lower index.
 
     Args:
         shift: beta of the paper. Above 0.5 no layer gets as few as `count`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -25,9 +26,9 @@ class Figure:
 
     Attributes:
         keep: ratio, mean over rows.
-        count: tokens of a row behind the method, mean over rows.
+        count: tokens of a row behind the method, mean over rows; of a method between decoder layers, over layers too.
         kl, agreement: divergence from the uncompressed host in nats, and share of equal arg-maxima, of the method.
-        pool_kl, pool_agreement: of average pooling to as many tokens.
+        pool_kl, pool_agreement: of average pooling to as many tokens, or the number next to it that pooling can give.
         rows: inputs judged.
     """
 
@@ -86,14 +87,18 @@ def judge(
             places = float((length + 1).sum())
             found = sums.setdefault(ratio, [0.0] * 8)
             found[0], found[1] = found[0] + len(rows), found[1] + places
+            counts: Sequence[float] = []
             for at, ((where, _), one) in enumerate(methods.items()):
-                p = each.student(where, one, keeps)
+                alike = _alike(one, each, counts, keeps) if at and stage == "prefill" else keeps
+                p = each.student(where, one, alike)
                 kl, same = answer_losses(logits(p, answers, rows), theirs, length)
                 found[2 + 2 * at] += places * float(kl)
                 found[3 + 2 * at] += places * float(same)
                 if not at:
+                    counts = [fmean(p.counts["layers"][row]) for row in range(len(keeps))]
+                    counts = counts if stage == "prefill" else p.counts[stage]
                     found[6] += sum(keeps[row] for row in rows)
-                    found[7] += sum(p.counts[stage][row] for row in rows)
+                    found[7] += sum(counts[row] for row in rows)
     return [_figure(*found) for _, found in sorted(sums.items())]
 
 
@@ -104,6 +109,13 @@ def _common(
     keep = nearest(list(methods.values()), own, wanted)
     suits = all(keep_count(n, keep) in methods[POOL].reachable(grid) for n, grid in pooled)
     return keep if suits else 1.0
+
+
+def _alike(pool: Compressor, batch: Batch, counts: Sequence[float], keeps: Sequence[float]) -> list[float]:
+    """The ratio for each row at which a layer gets from pooling what it gets from a method in the mean over layers."""
+    full = [sum(n for n, _ in shapes) for shapes in batch.shapes]
+    each = zip(batch.shapes, counts, full, keeps, strict=True)
+    return [nearest([pool], shapes, count / n) if keep < 1 else 1.0 for shapes, count, n, keep in each]
 
 
 def _figure(

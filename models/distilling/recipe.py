@@ -3,9 +3,10 @@
 Tower, projector and decoder of the host are fixed; only the method's network learns. Stage "features" makes its tokens
 like the host's own, without the decoder (see `losses.feature_loss`). Stage "answers" takes a question along:
 divergence of the next-token distribution from that of the host with all tokens, on the positions of the answer
-(weight 1), cross-entropy of the answer (0.5), and the features as an anchor (0.1). AdamW without decay, warm-up over
-3 % of each stage, then a cosine to zero, from the peak rates that the method names; gradients are clipped at 1;
-weights are float32 whatever the host's.
+(weight 1), cross-entropy of the answer (0.5), and the features as an anchor (0.1). A method between decoder layers has
+no tokens of its own to compare: it learns from answers alone, through the layers behind its choice. AdamW without
+decay, warm-up over 3 % of each stage, then a cosine to zero, from the peak rates that the method names; gradients are
+clipped at 1; weights are float32 whatever the host's.
 
 What a step draws depends on seed, stage and step alone: a run that was interrupted gives the same weights as one that
 was not.
@@ -126,7 +127,8 @@ class Run:
         folder: for the checkpoint.
         resume: go on from the checkpoint in it. Without it a folder that holds one is refused.
     Raises:
-        ValueError: see `find`; a folder that holds another training, or one where nothing was asked to go on.
+        ValueError: see `find`; no step to take; a folder that holds another training, or one where nothing was asked
+            to go on.
     """
 
     def __init__(
@@ -135,6 +137,8 @@ class Run:
         self.host, self.lessons, self.settings = host, lessons, settings
         self.stage, method = find(name, host)
         self.by_features = STAGES.index(self.stage) < STAGES.index("prefill")
+        if not any(self.steps(part) for part in PARTS):
+            raise ValueError(f"steps_b: is 0, and {method.name} learns from answers alone")
         host.model.requires_grad_(False)
         if host.text is not None:
             host.text.model.requires_grad_(False)
@@ -192,7 +196,8 @@ class Run:
         method = replace(self.method, network=self.network)
         held = self.lessons.held_out(self.settings.held_out)
         figures = judge(self.host, self.stage, method, held, self.settings.batch) if held else []
-        about = {"recipe": "features, then answers", **self.identity, "figures": [f.to_dict() for f in figures]}
+        recipe = ", then ".join(PARTS if self.by_features else PARTS[1:])
+        about = {"recipe": recipe, **self.identity, "figures": [f.to_dict() for f in figures]}
         place = learned.home(self.host) if folder is None else folder
         path = learned.save(place, self.host, self.stage, method.name, self.network, about)
         self.host.learned[self.stage, method.name] = learned.read(path, self.host)

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from noise_lessons import Noise
 from PIL import Image
 
 from foveate.compressors.registry import make
 from foveate.models import learned, load_host
 from foveate.models.distilling.judge import Figure, judge
-from foveate.models.distilling.lessons import FileLessons, Lesson, TaskLessons
+from foveate.models.distilling.lessons import FileLessons, TaskLessons
 from foveate.models.distilling.losses import Reconstructor, answer_losses, feature_loss
 from foveate.models.distilling.pairs import Batch, drawn, nearest
 from foveate.models.distilling.recipe import PARTS, Run, Settings, factor, find, settings_of
@@ -22,25 +23,7 @@ from foveate.models.visual import VisualState
 from foveate.plans.plan import Plan
 from foveate.tasks.base import TaskDataError
 
-ANSWERS = ("red", "green thing", "left", None)
 SMALL = Settings(steps_a=3, steps_b=3, batch=4, held_out=6, save_every=2)
-
-
-class Noise:
-    """Random pictures, `period` of them in the stream; every fourth question has no answer."""
-
-    label = "noise"
-
-    def __init__(self, questions, period=10**6):
-        self.questions, self.period = questions, period
-
-    def lesson(self, number, seed):
-        number = number if number >= 10**6 else number % self.period
-        picture = np.random.default_rng([seed, number]).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-        return Lesson(picture, self.questions[number % len(self.questions)], ANSWERS[number % len(ANSWERS)])
-
-    def held_out(self, count):
-        return [self.lesson(10**6 + i, 0) for i in range(count)]
 
 
 @pytest.fixture
@@ -214,7 +197,7 @@ class TestRun:
             find(name, fresh)
 
     def test_a_host_that_could_not_run_it_is_told_why(self, fresh, monkeypatch):
-        monkeypatch.setattr(fresh, "forbids", lambda stage, name: f"{name}: not here")
+        monkeypatch.setattr(fresh, "forbids", lambda stage, name, frames: f"{name}: not here")
         with pytest.raises(HostError, match="ldpv2: not here"):
             find("ldpv2", fresh)
 
