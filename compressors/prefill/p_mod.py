@@ -65,8 +65,8 @@ class PMoD(Learned, Reducer):
     Paper:   Zhang et al., ICCV 2025, https://arxiv.org/abs/2412.04449
     Code:    https://github.com/MCG-NJU/p-MoD
     Formula: R[l] = cos(pi l / (L - 1)) / 2 + shift; above 0.85 layer l runs whole, else floor(max(R[l] N, count))
-             tokens of largest w = 1 + 0.2 tanh(a[l] x + b[l]) run. With y = x + Attn(x), u = MLP(norm(y)): they leave as
-             y + w u, the others as w x, words as y + u
+             tokens of largest w = 1 + 0.2 tanh(a[l] x + b[l]) run. With y = x + Attn(x), u = MLP(norm(y)): they leave
+             as y + w u, the others as w x, words as y + u
     Shapes:  x (B, N, D) -> anchor (B, K), weight (B, N, 1) float32
     Cost:    2 N D FLOPs in each layer that does not run whole; keys and values of K tokens there.
     Differs: `count` is the least that a layer gets, 0.15 N in the code: layers above it get more. The code trains the
