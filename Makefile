@@ -1,6 +1,7 @@
 # Everything a checkout needs, from an empty machine: `make demo` or `make test` set up .venv by themselves.
 PYTHON ?= python3
 ARGS ?=
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
@@ -54,8 +55,8 @@ format: $(STAMP) ## Put every file into the format that lint checks
 	$(BIN)/ruff check --fix --quiet . || true
 	$(BIN)/ruff format .
 
-test: lint $(HARNESS_STAMP) ## Check style and format, then run every test (ARGS="-k name" narrows)
-	$(BIN)/python -m pytest $(ARGS)
+test: lint $(HARNESS_STAMP) ## Check style and format, then run every test, JOBS files at a time (ARGS="-k name" narrows)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 fast: $(STAMP) ## Run the quick tests
 	$(BIN)/python -m pytest -m fast $(ARGS)
