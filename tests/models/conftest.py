@@ -175,3 +175,19 @@ def eager(folders):
         return vision, text
 
     return run
+
+
+@pytest.fixture
+def lessons(tiny):
+    """What a learned compressor is taught on here."""
+    from noise_lessons import Noise
+
+    return Noise(tiny.questions)
+
+
+@pytest.fixture
+def fresh(folders):
+    """A host of its own: a run fixes its weights and gives it networks."""
+    from foveate.models import load_host
+
+    return load_host(folders(text_tower=True))

@@ -26,17 +26,6 @@ from foveate.tasks.base import TaskDataError
 SMALL = Settings(steps_a=3, steps_b=3, batch=4, held_out=6, save_every=2)
 
 
-@pytest.fixture
-def lessons(tiny):
-    return Noise(tiny.questions)
-
-
-@pytest.fixture
-def fresh(folders):
-    """A host of its own: a run fixes its weights and gives it networks."""
-    return load_host(folders(text_tower=True))
-
-
 def state(x, grid, whole=True):
     n = len(x)
     index = torch.arange(n)

@@ -15,17 +15,6 @@ from foveate.plans.plan import Plan
 SMALL = Settings(steps_a=3, steps_b=3, batch=4, held_out=6, save_every=2)
 
 
-@pytest.fixture
-def lessons(tiny):
-    return Noise(tiny.questions)
-
-
-@pytest.fixture
-def fresh(folders):
-    """A host of its own: a run fixes its weights and gives it networks."""
-    return load_host(folders(text_tower=True))
-
-
 def values(run):
     return {name: value.clone() for name, value in run.network.state_dict().items()}
 
