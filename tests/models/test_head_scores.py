@@ -9,7 +9,6 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from foveate.compressors.decode.sparsemm import HeadScores
-from foveate.models import load_host
 from foveate.models.head_scores import Written, _strongest, entries_of, head_scores, written
 from foveate.models.learned import attach, save
 from foveate.plans.plan import Plan
@@ -17,12 +16,6 @@ from foveate.plans.plan import Plan
 pytestmark = pytest.mark.fast
 
 PLAN = Plan.of(decode=("sparsemm", 0.5))
-
-
-@pytest.fixture
-def fresh(folders):
-    """A host of its own, whose scores may be set."""
-    return load_host(folders(text_tower=True))
 
 
 def with_scores(host, seed=0):

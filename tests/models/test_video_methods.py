@@ -35,11 +35,6 @@ def taught(host):
     return host
 
 
-@pytest.fixture
-def fresh(folders):
-    return load_host(folders(text_tower=True))
-
-
 @pytest.mark.parametrize(("plan", "count"), CASES, ids=lambda value: value.label() if isinstance(value, Plan) else "")
 def test_counts_and_costs_are_known_before_and_a_row_ignores_its_batch_mates(fresh, tiny, plan, count):
     host = taught(fresh)
