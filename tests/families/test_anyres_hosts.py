@@ -210,7 +210,8 @@ def test_every_method_that_is_offered_keeps_its_counts_and_the_newlines(host, se
             else:
                 assert state.n == keep_count(shown, ratio) or adaptive and 1 <= state.n < keep_count(shown, ratio)
             own = state.origin[state.position >= 0]  # a CLS that a method kept stands at the view's first token
-            assert (entries[state.origin] >= 0).all() and own.unique().numel() == own.numel() >= state.n - 1
+            coarser = 3 * state.n // 7 if name == "chat_univi" else 1  # its middle and coarse levels have no place
+            assert (entries[state.origin] >= 0).all() and own.unique().numel() == own.numel() >= state.n - coarser
     elif stage == "input":
         assert sum(v.n for v in laid.views) <= sum(keep_count(v.n, ratio) for v in p.rows[0].views)
     else:

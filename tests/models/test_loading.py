@@ -34,6 +34,7 @@ def test_a_host_declares_what_it_can_give(hosts):
         *("question", "text_similarity", "phrase_similarity"),
         *("frame_vectors", "frame_similarity", "accumulated_attention"),
         *("recent_attention", "survivors", "frame_relevance", "text_attention", "cls_rank"),
+        *("glimpse_query", "tower_levels"),
     }
     assert "text_similarity" not in hosts(tower="siglip").signals
     assert (host.grid, host.n_visual, host.encoder_depth, host.decoder_depth) == ((1, 4, 4), 16, 3, 4)
