@@ -45,7 +45,8 @@ def main(args: argparse.Namespace) -> int:
     table_of = HeadScores(*scores.shape)
     table_of.load_state_dict({"scores": scores})
     about = {"pictures": args.pictures, "tokens": tokens, "new_tokens": args.new_tokens}
-    path = save(Path(args.out) if args.out else home(host), host, "decode", "sparsemm", table_of, about)
+    place = Path(args.out) if args.out else home(host)
+    path = save(place, host, "decode", "sparsemm", table_of, about, scores.dtype)
     print(table(scores))
     print(f"\n{tokens} tokens on {args.pictures} pictures. {path}: {path.stat().st_size} bytes.")
     return 0

@@ -28,6 +28,8 @@ VERSION = "1"
 SUFFIX = ".safetensors"
 OWN = "foveate"
 """Folder inside a model's own folder where its weights of learned methods lie."""
+FILE_DTYPE = torch.bfloat16
+"""Of the numbers in a file, as models ship theirs: half the size of float32."""
 
 
 class WrongWeights(HostError):
@@ -73,7 +75,24 @@ def attach(host: Host, folder: str | Path | None = None) -> Host:
     return host
 
 
-def save(folder: str | Path, host: Host, stage: str, name: str, network: nn.Module, about: Mapping[str, Any]) -> Path:
+def rounded(network: nn.Module) -> nn.Module:
+    """The network with every number as its file will hold it, so that what is judged is what ships; itself, changed."""
+    with torch.no_grad():
+        for value in network.state_dict().values():  # shares its memory with the network
+            if value.is_floating_point():
+                value.copy_(value.to(FILE_DTYPE))
+    return network
+
+
+def save(
+    folder: str | Path,
+    host: Host,
+    stage: str,
+    name: str,
+    network: nn.Module,
+    about: Mapping[str, Any],
+    dtype: torch.dtype = FILE_DTYPE,
+) -> Path:
     """Writes a network's file; a file that stands there is replaced at once, never half.
 
     Args:
@@ -83,10 +102,11 @@ def save(folder: str | Path, host: Host, stage: str, name: str, network: nn.Modu
         name: the method's.
         network: with weights.
         about: how it was made: recipe, steps, seed, figures; plain data.
+        dtype: of the numbers in the file.
     """
     path = file_of(folder, stage, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {key: value.detach().float().cpu().contiguous() for key, value in network.state_dict().items()}
+    tensors = {key: value.detach().to(dtype).cpu().contiguous() for key, value in network.state_dict().items()}
     told = {"version": VERSION, "fingerprint": host.fingerprint}
     told |= {"widths": json.dumps(asdict(host.widths)), "about": json.dumps(dict(about))}
     part = path.with_suffix(".part")

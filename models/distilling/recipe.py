@@ -187,13 +187,12 @@ class Run:
         self.save()
 
     def finish(self, folder: str | Path | None = None) -> tuple[Path, list[Figure]]:
-        """Judges the network on held-out rows, gives it to the host and writes its file.
+        """Rounds the network as its file does, judges it on held-out rows, writes its file and gives it to the host.
 
         Args:
             folder: for the weights; None = the host's own, see `models.learned.home`.
         """
-        self.network.eval()
-        method = replace(self.method, network=self.network)
+        method = replace(self.method, network=learned.rounded(self.network).eval())
         held = self.lessons.held_out(self.settings.held_out)
         figures = judge(self.host, self.stage, method, held, self.settings.batch) if held else []
         recipe = ", then ".join(PARTS if self.by_features else PARTS[1:])

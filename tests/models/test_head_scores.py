@@ -91,7 +91,7 @@ def test_without_scores_the_method_is_masked_with_the_command_that_measures_them
 
 def test_scores_are_a_file_of_their_host(fresh, tmp_path):
     table = with_scores(fresh).learned.pop(("decode", "sparsemm"))
-    path = save(tmp_path, fresh, "decode", "sparsemm", table, {"pictures": 3})
+    path = save(tmp_path, fresh, "decode", "sparsemm", table, {"pictures": 3}, torch.float32)
     assert path.name == "decode-sparsemm.safetensors" and fresh.supports("decode", "sparsemm") is not None
     attach(fresh, tmp_path)
     assert fresh.supports("decode", "sparsemm") is None

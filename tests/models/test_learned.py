@@ -11,7 +11,7 @@ from foveate.compressors.learned import MissingWeights, untrained
 from foveate.compressors.registry import make
 from foveate.models import learned, load_host
 from foveate.models.errors import HostError
-from foveate.models.learned import WrongWeights, attach, file_of, home, read, save
+from foveate.models.learned import WrongWeights, attach, file_of, home, read, rounded, save
 from foveate.models.on_paper import paper_host
 from foveate.plans.plan import Plan
 
@@ -34,7 +34,7 @@ def moved(host):
     """A network that is not what pooling gives."""
     network = untrained(make(*KEY), host.widths, host.matrices()).network
     torch.nn.init.normal_(network.place.weight, std=0.2)
-    return network
+    return rounded(network)
 
 
 def test_without_weights_the_method_is_masked_and_the_command_named(bare):
@@ -73,6 +73,14 @@ def test_a_fresh_network_is_the_hosts_own_projector_and_average_pooling(bare, ti
     one, two = (bare.open([tiny.picture(2)], ["left ?"]).run(plan).states["projector"][0] for plan in (PLAN, other))
     assert torch.allclose(one.x, two.x, atol=1e-5)
     assert torch.equal(one.origin, two.origin) and one.grid == two.grid == (1, 2, 2)
+
+
+def test_a_file_holds_half_precision_and_what_was_rounded_before_comes_back_bit_for_bit(bare, tmp_path):
+    network = moved(bare)
+    path = save(tmp_path, bare, *KEY, network, {})
+    assert {value.dtype for value in load_file(path).values()} == {torch.bfloat16}
+    again = read(path, bare).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in network.state_dict().items())
 
 
 def test_another_folder_can_be_named(bare, folder, tmp_path):
