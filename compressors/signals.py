@@ -46,6 +46,8 @@ SHAPES: dict[str, str] = {
     "post_norm": "(B, N, d) each visual token as the MLP of one decoder layer reads it, which must run before",
     "text_attention": "(B, 2, N) attention on each visual token from the prompt's words in one decoder layer, mean "
     "over heads: the sum over words, and the largest",
+    "text_peak": "(B, N) largest attention on each visual token in one decoder layer over all heads and the words "
+    "behind the last visual token",
     "glimpse_query": "(B, H, N) logarithm of the attention that a method's own token, read behind the prompt, pays "
     "each visual token in one decoder layer; the method's `glimpse` says what it is and what each layer adds to it",
     "tower_levels": "(B, 4, N, C) what evenly spaced blocks of the tower made of each visual token, the last block "

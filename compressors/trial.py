@@ -69,6 +69,7 @@ def random_tokens(
         "glimpse_query": softmax(batch, 1, n, source=torch.Generator().manual_seed(seed + 8)).log(),  # of one head
         "tower_levels": torch.randn(batch, LEVELS, n, dim, generator=torch.Generator().manual_seed(seed + 9)),
         "text_attention": torch.rand(batch, 2, n, generator=torch.Generator().manual_seed(seed + 4)),
+        "text_peak": torch.rand(batch, n, generator=torch.Generator().manual_seed(seed + 10)),
         "cls_rank": torch.rand(batch, n, generator=torch.Generator().manual_seed(seed + 5)),
         "frame_vectors": torch.randn(batch, n, key_dim, generator=decoder),
         "frame_similarity": torch.rand(batch, n, generator=decoder) * 2 - 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -123,10 +124,22 @@ def post_norm(at: At) -> Tensor:
 
 def text_attention(at: At) -> Tensor:
     """Attention of the words on each visual entry, mean over heads: (b, 2, n), the sum over words and the largest."""
-    found, decoder, stream = [], at.decoder, at.stream
+    means = [attention.mean(0) for attention, _ in _of_words(at)]
+    return torch.stack([torch.stack([mean.sum(0), mean.amax(0)]) for mean in means])
+
+
+def text_peak(at: At) -> Tensor:
+    """The largest attention on each visual entry over all heads and the words behind the last visual entry: (b, n)."""
+    return torch.stack([attention[:, behind].amax((0, 1)) for attention, behind in _of_words(at)])
+
+
+def _of_words(at: At) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each row: attention of its words on its visual entries (H, words, n), and which words stand behind these."""
+    decoder, stream = at.decoder, at.stream
     for number, row in enumerate(at.rows.tolist()):
         s = int(stream.length[row])
-        words = (~stream.visual[row, :s]).nonzero()[:, 0]
+        visual = stream.visual[row, :s]
+        words = (~visual).nonzero()[:, 0]
         one = replace(at, rows=at.rows[number : number + 1])
         q = decoder.rotated(at.layer, *one.entries(words[None]), "q").unflatten(1, (decoder.kv_heads, -1))
         k = one.keys(torch.arange(s, device=words.device)[None])[:, :, None]
@@ -134,15 +147,14 @@ def text_attention(at: At) -> Tensor:
         if stream.weight is not None:
             logits = logits + stream.weight[row, :s].log()
         ahead = torch.arange(s, device=words.device) > words[:, None]
-        map_ = logits.masked_fill(ahead, float("-inf")).softmax(-1).mean((0, 1, 2))[:, stream.visual[row, :s]]
-        found.append(torch.stack([map_.sum(0), map_.amax(0)]))
-    return torch.stack(found)
+        attention = logits.masked_fill(ahead, float("-inf")).softmax(-1).flatten(0, 2)
+        yield attention[..., visual], words > visual.nonzero()[-1, 0]
 
 
 DECODER_KINDS = {
     made.__name__: made
     for made in (
-        *(last_query, unrotated_query, mean_query, text_attention),
+        *(last_query, unrotated_query, mean_query, text_attention, text_peak),
         *(visual_keys, wide_keys, hidden_states, post_norm),
     )
 }

@@ -192,7 +192,7 @@ def decoder_signal_flops(shape: DecoderShape, kind: str, n: int, visual: int, ha
         return 0
     if kind in ("visual_keys", "wide_keys"):
         return 0 if has_run else 2 * visual * shape.dim * shape.key_width
-    if kind == "text_attention":
+    if kind in ("text_attention", "text_peak"):
         keys = 0 if has_run else 2 * n * shape.dim * shape.key_width
         return keys + 2 * (n - visual) * shape.query_width * (shape.dim + n)
     if kind == "mean_query":

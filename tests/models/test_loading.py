@@ -33,7 +33,7 @@ def test_a_host_declares_what_it_can_give(hosts):
         *("last_query", "unrotated_query", "mean_query", "visual_keys", "wide_keys", "hidden_states", "post_norm"),
         *("question", "text_similarity", "phrase_similarity"),
         *("frame_vectors", "frame_similarity", "accumulated_attention"),
-        *("recent_attention", "survivors", "frame_relevance", "text_attention", "cls_rank"),
+        *("recent_attention", "survivors", "frame_relevance", "text_attention", "text_peak", "cls_rank"),
         *("glimpse_query", "tower_levels"),
     }
     assert "text_similarity" not in hosts(tower="siglip").signals

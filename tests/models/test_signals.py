@@ -10,6 +10,7 @@ from foveate.compressors.base import KVReducer, KVReduction
 from foveate.compressors.phrases import parse, phrase_similarity
 from foveate.compressors.registry import make
 from foveate.compressors.signals import Signal
+from foveate.models.decoder_signals import At, text_attention, text_peak
 from foveate.models.errors import HostError
 from foveate.plans.plan import Plan
 
@@ -142,6 +143,36 @@ def test_attention_of_the_words_is_the_models(host, eager, tiny, layer, site):
         words = text.attentions[layer][0].mean(0)[start + 16 :, start : start + 16]  # those before see no picture
         wanted = torch.stack([words.sum(0), words.amax(0)])
         assert torch.allclose(found["text_attention"][row], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(("layer", "site"), [(0, 1), (2, 2)])
+def test_the_peak_of_the_words_is_that_of_every_head_behind_the_picture(host, eager, tiny, layer, site):
+    method, found = spy([Signal("text_peak", layer)], "prefill", site=(site, 1))
+    p = host.open([tiny.picture(0), tiny.picture(1)], tiny.questions[:2])
+    p.prefill(method, 0.5)
+    for row in range(2):
+        _, text = eager({"text_tower": True}, p, row)
+        start = p.rows[row].first[0]
+        wanted = text.attentions[layer][0][:, start + 16 :, start : start + 16].amax((0, 1))
+        assert torch.allclose(found["text_peak"][row], wanted, atol=1e-5)
+
+
+@torch.no_grad()
+def test_words_between_visual_entries_have_no_part_in_the_peak(host, tiny):
+    p = host.open([tiny.picture(0)], tiny.questions[:1])
+    p.peek()
+    stream = p.opened.caches[0].stream
+    visual = stream.visual.clone()
+    hole = visual[0].nonzero()[8]  # as if a word stood between two frames
+    visual[0, hole] = False
+    rows = torch.arange(1)
+    parted = replace(stream, visual=visual)
+    peak = text_peak(At(host.decoder, 0, parted, None, rows))[0]
+    behind = text_peak(At(host.decoder, 0, stream, None, rows))[0]
+    assert torch.equal(peak, torch.cat([behind[:8], behind[9:]]))
+    summed = text_attention(At(host.decoder, 0, parted, None, rows))[0, 0]
+    whole = text_attention(At(host.decoder, 0, stream, None, rows))[0, 0]
+    assert (summed[:8] > whole[:8] + 1e-4).all()  # that word looks, too
 
 
 def test_the_rank_by_cls_follows_the_tokens_into_the_decoder(host, eager, tiny):
