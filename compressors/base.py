@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -159,6 +160,10 @@ class Compressor(ABC):
         has, which define this instead."""
         return self.flops(n, count, dim, key_dim=key_dim, heads=heads, text=text)
 
+    def streamed(self) -> Streamer | None:
+        """The same method for a video that comes window by window; None where it needs all of it at once."""
+        return None
+
     def check(self, n: int, count: int, signals: Mapping[str, Tensor], rows: int | None = None) -> None:
         """Checks a call once, at the boundary.
 
@@ -269,7 +274,15 @@ class KVReducer(Compressor):
 
 
 class Streamer(Compressor):
-    """Long video with bounded memory: the host feeds windows of frames and keeps only `state`."""
+    """Long video with bounded memory: the host feeds windows of frames and keeps only `state`.
+
+    How a stream is cut into windows changes nothing. In a pass a video is there whole: it is fed in windows too, and
+    what comes out stands behind the projector as new tokens do.
+    """
+
+    hook: ClassVar[str] = "after"
+    requires_grid: ClassVar[bool] = True
+    fed: ClassVar[int] = 16  # frames of a window, where nobody says
 
     @abstractmethod
     def start(self, grid: Grid, count: int) -> Any:
@@ -281,4 +294,21 @@ class Streamer(Compressor):
 
     @abstractmethod
     def finish(self, state: Any) -> Resampled:
-        """The tokens that the decoder gets."""
+        """The tokens that the decoder gets. The stream may go on behind it: the state stays as it is."""
+
+    def streamed(self) -> Streamer:
+        """Itself."""
+        return self
+
+    def resample(self, tokens: Tokens, count: int) -> Resampled:
+        """A video that is there whole, window by window. Raises: ValueError, MissingSignal (see `check`)."""
+        self.check(tokens.n, count, tokens.signals)
+        (t, h, w), state = tokens.grid, self.start(tokens.grid, count)
+        if tokens.n != t * h * w or count not in self.reachable(tokens.grid):
+            raise ValueError(f"{self.name}: count {count} of {tokens.n} tokens is not reachable on grid {tokens.grid}")
+        for first in range(0, t, self.fed):
+            frames = min(self.fed, t - first)
+            part = slice(first * h * w, (first + frames) * h * w)
+            x, size, position = tokens.x[:, part], tokens.size[:, part], tokens.position[:, part]
+            state = self.step(state, replace(tokens, x=x, size=size, position=position, grid=(frames, h, w)))
+        return self.finish(state)

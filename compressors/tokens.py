@@ -76,11 +76,13 @@ class Resampled:
         x: (B, K, D) features.
         position: (B, K) int64, the place in the old grid of the token that each one stands nearest to; -1 = none.
         grid_out: the new grid, where they form one in raster order.
+        size: (B, K) float32, original tokens that each stands for; None = equal shares of all.
     """
 
     x: Tensor
     position: Tensor
     grid_out: Grid | None = None
+    size: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from foveate.compressors.base import Compressor, Reduction, Resampler, apply
+from foveate.compressors.base import Compressor, Reduction, Resampler, Streamer, apply
 from foveate.models.errors import BadInput, CountMismatch, HostError
 from foveate.models.host import BASES
 from foveate.models.visual import Riders, VisualState, carried, check_grid, decide, leaving, of_slots, unstack
@@ -74,7 +74,7 @@ def act(
     stage: str,
     old: Sequence[VisualState],
 ) -> list[VisualState]:
-    """What a reducer or resampler makes of a group.
+    """What a reducer, resampler or streamer makes of a group.
 
     Args:
         method: who acts.
@@ -88,7 +88,7 @@ def act(
         HostError: a broken grid. CountMismatch: an answer that breaks the contract.
     """
     check_grid(method, riders.whole, riders.grid, riders.n)
-    if isinstance(method, Resampler):
+    if isinstance(method, Resampler | Streamer):
         return _resample(method, x, riders, count, signals, stage, old)
     out: list[VisualState] = list(old)
     for index, reduction in decide(method, riders.tokens(x, signals), count):
@@ -109,7 +109,7 @@ def _alike(extra: Tensor, reduction: Reduction, order: Reduction) -> Tensor:
 
 
 def _resample(
-    method: Resampler,
+    method: Resampler | Streamer,
     x: Tensor,
     riders: Riders,
     count: int,
@@ -129,7 +129,7 @@ def _resample(
     keep = own and method.positions != "renumber"
     source = made.position if own else index * riders.n // k
     after = Riders(
-        size=(riders.size.sum(1, keepdim=True) / k).expand(b, k),
+        size=(riders.size.sum(1, keepdim=True) / k).expand(b, k) if made.size is None else made.size,
         position=made.position if made.grid_out is None else index,
         origin=riders.origin.gather(1, source),
         place=of_slots(riders.place, source),

@@ -198,6 +198,14 @@ class Books:
         """A seed for each view: its row's, and another for each further view of the row."""
         return [(self.rows[row].seed + 0x9E3779B97F4A7C15 * view) & (2**63 - 1) for row, view in self.at(lanes)]
 
+    def stand(self, state: VisualState, ledger: Ledger) -> None:
+        """Stands behind the projector with one row's tokens that were made elsewhere, at the cost that a ledger tells;
+        what passed the stages before is told there too."""
+        self.ledger = [ledger]
+        for stage in STAGES[: STAGES.index("projector")]:
+            self._finish(stage, [ledger.tokens[stage]])
+        self._finish("projector", states=[state])
+
     def _unit_seeds(self, units: Sequence[int]) -> list[int]:
         """A seed for each unit: its view's, and another for each further frame of it."""
         lanes = self.lanes_at(units)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from foveate.compressors.base import Compressor, Grid, InputKnob, KVReducer, Reducer, Resampler
+from foveate.compressors.base import Compressor, Grid, InputKnob, KVReducer, Reducer, Resampler, Streamer
 from foveate.compressors.learned import Learned, Projector, Widths, no_weights
 from foveate.compressors.registry import COMPRESSORS, make
 from foveate.models.decode_signals import DECODE_KINDS
@@ -32,11 +32,12 @@ if TYPE_CHECKING:
     from foveate.models.ledger import Ledger
     from foveate.models.passes import Pass
 
+    from foveate.models.streaming import Streamed, Video
 BASES: dict[str, tuple[type[Compressor], ...]] = {
     "input": (InputKnob,),
     "encoder": (Reducer,),
     "outside": (Reducer,),
-    "projector": (Reducer, Resampler),
+    "projector": (Reducer, Resampler, Streamer),
     "prefill": (Reducer,),
     "decode": (KVReducer,),
 }
@@ -216,6 +217,36 @@ class Host(ABC):
         return Pass(self, self.inputs.rows(images, questions))
 
     def pixels(self, views: Sequence[View]) -> Tensor:
+    def stream(
+        self,
+        video: Video,
+        question: str,
+        method: str | Compressor,
+        keep: float | None = None,
+        *,
+        memory: int | None = None,
+        frames: int | None = None,
+        window: int = 16,
+    ) -> Streamed:
+        """A pass over a video that is never there whole, behind the projector: see `models.streaming` for what is held.
+
+        Args:
+            video: frames, or some of them together, in order; an iterator is read once.
+            question: about all of it.
+            method: of the stage `projector`, one for streams, or its name.
+            keep: share of the video's tokens that stays; needs `frames`.
+            memory: instead, whole frames that the memory has room for.
+            frames: how many will come at most, where that is known.
+            window: frames that the tower gets at a time.
+        Raises:
+            ValueError: neither `keep` nor `memory` or both, a method that is not for streams, a family without them, or
+                a video that cannot be used; one line each.
+        """
+        from foveate.models.streaming import stream  # it needs this module's classes
+
+        chosen = self.make("projector", method) if isinstance(method, str) else method
+        return stream(self, video, question, chosen, keep, memory, frames, window)
+
         """(B, 3, H, W) normalised views of equal size, in the model's dtype."""
         return self.inputs.pixels(views).to(self.device, self.dtype)
 
@@ -338,7 +369,7 @@ class Host(ABC):
             return f"{name}: a {cls.__mro__[1].__name__} cannot act at {stage!r} in this host"
         if stage == "encoder" and self.tower.merge > 1:
             return f"{name}: acts on patches, and this host's connector wants whole units of {self.tower.merge}"
-        if issubclass(cls, Resampler) and self.shape.deepstack:
+        if issubclass(cls, (Resampler, Streamer)) and self.shape.deepstack:
             return f"{name}: makes new tokens, and this host adds features of the old ones in later layers"
         if cls.modality == "video" and frames == 1:
             return f"{name}: is for videos, a picture is one frame"
