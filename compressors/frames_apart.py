@@ -2,7 +2,8 @@
 
 EVS, TimeChat-Online's DTD, DyCoke and LongVU's token stage measure the same; they differ in the frame they compare
 with.
-A reference is (T,) int64, for each frame the one that it is compared with; a frame that is its own stays whole.
+A reference is (T,) int64, for each frame the one that it is compared with, or (B, T) where rows differ; a frame that is
+its own stays whole.
 """
 
 from __future__ import annotations
@@ -47,10 +48,11 @@ def apart(x: Tensor, reference: Tensor) -> Tensor:
 
     `WHOLE` in frames that are their own reference.
     """
-    reference = reference.to(x.device)
+    reference = reference.to(x.device).expand(x.shape[:2])
     own = reference == torch.arange(x.shape[1], device=x.device)
-    distance = 1 - cosine_to(x.flatten(0, 1), x[:, reference].flatten(0, 1)).view(x.shape[:3])
-    return distance.masked_fill(own.view(1, -1, 1), WHOLE)
+    other = x[torch.arange(len(x), device=x.device).unsqueeze(-1), reference]
+    distance = 1 - cosine_to(x.flatten(0, 1), other.flatten(0, 1)).view(x.shape[:3])
+    return distance.masked_fill(own.unsqueeze(-1), WHOLE)
 
 
 def leading(distance: Tensor, quota: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def raster(maps: Tensor, tokens: Tokens) -> Resampled:
     """
     b = tokens.x.shape[0]
     grid = (maps.shape[0] // b, *maps.shape[2:])
-    frame, row, column = (_middles(new, old, maps.device) for new, old in zip(grid, tokens.grid, strict=True))
+    frame, row, column = (middles(new, old, maps.device) for new, old in zip(grid, tokens.grid, strict=True))
     _, height, width = tokens.grid
     position = (frame.view(-1, 1, 1) * height + row.view(-1, 1)) * width + column
     x = maps.permute(0, 2, 3, 1).reshape(b, -1, maps.shape[1])
@@ -62,6 +62,6 @@ def placeless(x: Tensor) -> Resampled:
     return Resampled(x, torch.full(x.shape[:2], -1, device=x.device))
 
 
-def _middles(cells: int, length: int, device: torch.device) -> Tensor:
+def middles(cells: int, length: int, device: torch.device) -> Tensor:
     """The index nearest to the middle of each of equal cells; of two, the lower."""
     return -(-(2 * torch.arange(cells, device=device) + 1) * length // (2 * cells)) - 1

@@ -20,6 +20,13 @@ def test_a_frame_that_is_its_own_reference_is_farther_than_any_other():
     assert apart(x, leader(3, 8))[0, 2].tolist() == pytest.approx([1, 0.2929], abs=1e-4)  # against frame 0
 
 
+def test_rows_may_have_references_of_their_own():
+    x = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0))
+    found = apart(x, torch.stack([previous(4), leader(4, 2)]))
+    assert torch.equal(found[:1], apart(x[:1], previous(4)))
+    assert torch.equal(found[1:], apart(x[1:], leader(4, 2)))
+
+
 def test_the_farthest_of_each_frame_lead_and_ties_go_to_the_lower_index():
     distance = torch.tensor([[[0.1, 0.3, 0.2], [0.5, 0.5, 0.5]]])
     assert leading(distance, torch.tensor([2, 1])).tolist() == [[[False, True, True], [True, False, False]]]
