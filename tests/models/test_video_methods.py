@@ -12,7 +12,7 @@ from foveate.models.distilling.recipe import Run, Settings
 from foveate.models.errors import HostError
 from foveate.plans.plan import Plan
 
-LEARNED = {"stc_connector": 2 / 16, "inti": 2 / 4, "pvc": 4 / 16}
+LEARNED = {"stc_connector": 2 / 16, "inti": 2 / 4, "pvc": 4 / 16, "storm": 4 / 16}
 CASES = [
     (Plan.of(projector=("slowfast_llava", 24 / 64)), 24),
     (Plan.of(outside=("chat_univi", 14 / 64)), 14),
