@@ -109,6 +109,7 @@ class Task(ABC):
     name: str
     regimes: tuple[str, ...]
     shows: ClassVar[str] = "picture"  # or "video": samples have a clip
+    long_answers: ClassVar[bool] = False  # whole texts, to be graded by `similarity`; no embedded model has learned it
 
     def available(self) -> str | None:
         """None when usable here, else one line with the reason."""
@@ -168,3 +169,22 @@ def exact_match(prediction: str, answers: Sequence[str]) -> bool:
     """Whether `prediction` equals one of `answers` after `normalise`."""
     said = normalise(prediction)
     return any(said == normalise(answer) for answer in answers)
+
+
+def similarity(prediction: str, answers: Sequence[str]) -> float:
+    """How much of the nearest of `answers` was said, in [0, 1]: 1 - characters to change / characters of the longer.
+
+    Both are normalised first. A character too many or too few costs itself alone: what follows it is still right.
+    """
+    said = normalise(prediction)
+    return max(1 - _edits(said, text) / max(len(said), len(text), 1) for text in map(normalise, answers))
+
+
+def _edits(a: str, b: str) -> int:
+    """Fewest characters to insert, delete or replace that turn `a` into `b`."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, start=1):
+        before, row[0] = row[0], i
+        for j, y in enumerate(b, start=1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (x != y))
+    return row[-1]

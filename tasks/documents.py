@@ -43,7 +43,7 @@ class Documents(GeneratedTask):
 
     def _forms(self, rng: random.Random) -> Programme:
         keys = rng.sample(sorted(KEYS), rng.randint(3, 5))
-        return {"keys": keys, "values": [_value(key, rng) for key in keys]}
+        return {"keys": keys, "values": [value_of(key, rng) for key in keys]}
 
     def lines(self, programme: Programme) -> list[list[str]]:
         """The page as rows of cells."""
@@ -91,6 +91,10 @@ class Documents(GeneratedTask):
 
     def asks(self, programme: Programme, rng: random.Random) -> list[Ask]:
         """See `GeneratedTask.asks`."""
+        return pick(self.every(programme), rng.randint(3, 5), rng)
+
+    def every(self, programme: Programme) -> list[Ask]:
+        """All questions about a page, each value's among them."""
         asks = []
         if "columns" in programme:
             for y, (row, values) in enumerate(zip(programme["rows"], programme["values"], strict=True), start=1):
@@ -107,14 +111,15 @@ class Documents(GeneratedTask):
         else:
             for y, (key, value) in enumerate(zip(programme["keys"], programme["values"], strict=True)):
                 asks.append(Ask("key_value", {"key": key}, (value,), (f"{y},0",), (f"{y},1",)))
-        return pick(asks, rng.randint(3, 5), rng)
+        return asks
 
     def caption(self, programme: Programme) -> str:
         """See `GeneratedTask.caption`."""
         return ", ".join(" ".join(cell for cell in line if cell) for line in self.lines(programme))
 
 
-def _value(key: str, rng: random.Random) -> str:
+def value_of(key: str, rng: random.Random) -> str:
+    """What a form says behind a key."""
     kind = KEYS[key]
     if isinstance(kind, str):
         return rng.choice(LISTS[kind])

@@ -1,7 +1,7 @@
 """Every question template with its wordings. A template belongs to no regime: several regimes ask the same thing.
 
-Videos have templates of their own beside those of pictures, which they use too: the words of the first table are the
-image reference's vocabulary, and no new template may move its ids.
+Videos and whole pages have templates of their own beside those of pictures, which they use too: the words of the first
+table are the image reference's vocabulary, and no new template may move its ids.
 """
 
 from __future__ import annotations
@@ -110,6 +110,12 @@ FILM_WORDINGS: dict[str, tuple[str, ...]] = {
     "count_pages": ("how many pages are there?", "how many pages do you see?"),
 }
 
+PAGE_WORDINGS: dict[str, tuple[str, ...]] = {
+    "whole_page": ("what is written on the whole page?", "can you read the whole page?"),
+}
+
+ALL_WORDINGS = WORDINGS | FILM_WORDINGS | PAGE_WORDINGS
+
 
 class Ask(NamedTuple):
     """A question before it is worded: template id, what fills its slots, accepted answers, and the parts of the
@@ -124,7 +130,7 @@ class Ask(NamedTuple):
 
 def word(ask: Ask, choice: int) -> str:
     """The question in wording number `choice` (taken modulo the number of wordings)."""
-    wordings = WORDINGS.get(ask.template) or FILM_WORDINGS[ask.template]
+    wordings = ALL_WORDINGS[ask.template]
     return wordings[choice % len(wordings)].format(**ask.slots)
 
 

@@ -15,8 +15,10 @@ from foveate.tasks.pictures import Pictures
 from foveate.tasks.reading import Reading
 from foveate.tasks.scenes import Scenes
 from foveate.tasks.splits import stream
+from foveate.tasks.transcripts import Transcripts
 
-BUILT_IN = (Scenes(), Reading(), Documents(), Charts(), Digits(), Pictures(), EasyVQA(), video(), long_video())
+PAGES = (Reading(), Documents(), Charts(), Digits())
+BUILT_IN = (Scenes(), *PAGES, Pictures(), EasyVQA(), video(), long_video(), Transcripts())
 TASKS: dict[str, Task] = {task.name: task for task in BUILT_IN}
 
 

@@ -64,9 +64,9 @@ def answered(
 
 
 def usable_regimes() -> list[str]:
-    """The regimes of pictures whose task has its data here."""
-    tasks = [task for task in TASKS.values() if task.shows == "picture" and task.available() is None]
-    return [regime for task in tasks for regime in task.regimes]
+    """The regimes of pictures and short answers whose task has its data here: what is learned and judged."""
+    fitting = [task for task in TASKS.values() if task.shows == "picture" and not task.long_answers]
+    return [regime for task in fitting if task.available() is None for regime in task.regimes]
 
 
 def accuracy(

@@ -13,6 +13,7 @@ from foveate.tasks.base import (
     check_address,
     exact_match,
     normalise,
+    similarity,
 )
 
 pytestmark = pytest.mark.fast
@@ -41,6 +42,26 @@ def test_exact_match_takes_any_accepted_answer_and_nothing_near():
     assert not exact_match("12", ("123",))
     assert not exact_match("red car", ("red",))
     assert not exact_match("red", ())
+
+
+@pytest.mark.parametrize(
+    ("said", "grade"),
+    [
+        ("room: oslo day: mon", 1.0),
+        (" Room:  oslo day: mon.", 1.0),
+        ("room: osl day: mon", 18 / 19),  # one letter is missing, and nothing behind it counts as wrong
+        ("room: oslo day: tue", 16 / 19),
+        ("room: oslo", 10 / 19),
+        ("room: oslo day: mon day: mon", 19 / 28),
+        ("", 0.0),
+    ],
+)
+def test_similarity_counts_characters_to_change(said, grade):
+    assert similarity(said, ("nothing of this kind was written", "room: oslo day: mon")) == pytest.approx(grade)
+
+
+def test_similarity_of_nothing_to_say_is_one():
+    assert similarity("", ("",)) == 1
 
 
 def test_dense_classes_are_unique_and_start_with_the_background():

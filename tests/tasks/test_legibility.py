@@ -11,7 +11,7 @@ from foveate.tasks.splits import FONTS, stream
 pytestmark = pytest.mark.fast
 
 
-@pytest.mark.parametrize("regime", ["reading", "tables", "receipts", "forms", "charts"])
+@pytest.mark.parametrize("regime", ["reading", "tables", "receipts", "forms", "charts", "transcript"])
 def test_text_is_large_enough_whole_and_in_a_face_of_the_split(regime, monkeypatch):
     written = []
     plain = Canvas.text

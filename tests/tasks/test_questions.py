@@ -4,22 +4,23 @@ import string
 
 import pytest
 
-from foveate.tasks.questions import FILM_WORDINGS, WORDINGS, Ask, pick, word
+from foveate.tasks.questions import ALL_WORDINGS, FILM_WORDINGS, PAGE_WORDINGS, WORDINGS, Ask, pick, word
 from foveate.tasks.splits import stream
 
 pytestmark = pytest.mark.fast
 
 
 def test_wordings_of_a_template_differ_and_use_the_same_slots():
-    for template, wordings in (WORDINGS | FILM_WORDINGS).items():
+    for template, wordings in ALL_WORDINGS.items():
         slots = [{name for _, name, _, _ in string.Formatter().parse(wording) if name} for wording in wordings]
         assert len(set(wordings)) == len(wordings) >= 2, template
         assert all(found == slots[0] for found in slots), template
 
 
 def test_no_wording_belongs_to_two_templates():
-    wordings = [wording for table in (WORDINGS, FILM_WORDINGS) for found in table.values() for wording in found]
-    assert len(set(wordings)) == len(wordings) and not set(WORDINGS) & set(FILM_WORDINGS)
+    wordings = [wording for found in ALL_WORDINGS.values() for wording in found]
+    assert len(set(wordings)) == len(wordings)
+    assert len(ALL_WORDINGS) == len(WORDINGS) + len(FILM_WORDINGS) + len(PAGE_WORDINGS)
 
 
 def test_word_fills_the_slots_and_takes_the_wordings_in_turn():

@@ -6,7 +6,7 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from foveate.tasks.questions import FILM_WORDINGS, WORDINGS
+from foveate.tasks.questions import ALL_WORDINGS
 from foveate.tasks.registry import TASKS, get_task, iter_samples, regime_sample, regimes
 
 pytestmark = pytest.mark.fast
@@ -14,8 +14,8 @@ pytestmark = pytest.mark.fast
 
 def test_the_registry_lists_every_task_under_its_name():
     pictures = ["scenes", "reading", "documents", "charts", "digits", "pictures", "easy_vqa"]
-    assert list(TASKS) == [*pictures, "video", "long-video"]
-    assert [task.shows for task in TASKS.values()] == ["picture"] * 7 + ["video"] * 2
+    assert list(TASKS) == [*pictures, "video", "long-video", "transcripts"]
+    assert [task.shows for task in TASKS.values()] == ["picture"] * 7 + ["video"] * 2 + ["picture"]
     assert all(task.name == name for name, task in TASKS.items())
     assert regimes(["scenes", "documents"]) == (
         "single",
@@ -80,5 +80,5 @@ def test_the_card_names_every_regime_and_template():
     for task in TASKS.values():
         for regime in task.regimes:
             assert f"| {task.name} | {regime} |" in card
-    for template in WORDINGS | FILM_WORDINGS:
+    for template in ALL_WORDINGS:
         assert f"`{template}`" in card
