@@ -47,3 +47,16 @@ def capped(weight: Tensor, room: Tensor, total: Tensor, heaviest: bool = False) 
         pull = torch.where((pull > 0).any(-1, keepdim=True), pull, left)
         given = given + shares(pull, total - given.sum(-1), heaviest)
     return given
+
+
+def one_each(share: Tensor, room: Tensor, count: int) -> Tensor:
+    """Whole parts that add up to `count`: one for each with room, the rest by what its share exceeds that.
+
+    Args:
+        share: (B, C) of each part; those with room add up to 1.
+        room: (B, C) int64; with more parts than `count`, those with the largest shares get one.
+        count: of all together; where there is less room, all of it.
+    """
+    one = (room > 0) & (rank(share.masked_fill(room == 0, -1)) < count)
+    rest = (share * count - 1).clamp(min=0) * one
+    return one + capped(rest, room - one.long(), room.sum(dim=-1).clamp(max=count) - one.sum(dim=-1))

@@ -10,7 +10,7 @@ from torch import Tensor
 from foveate.compressors.base import Reducer, Reduction, Tokens, scaled
 from foveate.compressors.choosing import rank, rank_within, selection
 from foveate.compressors.matching import cosine_to
-from foveate.compressors.quotas import capped
+from foveate.compressors.quotas import one_each
 from foveate.compressors.registry import register
 from foveate.compressors.schedules import falling, geometric
 from foveate.compressors.signals import Signal
@@ -90,7 +90,7 @@ class AdaTP(Reducer):
         budget = budgets(segment, present, relevance, self.balance, self.temperature)
         segment = segment.gather(1, frame)  # (B, N)
         room = torch.zeros_like(budget, dtype=torch.long).scatter_add_(1, segment, torch.ones_like(segment))
-        budget = rounded(budget, room, count)
+        budget = one_each(budget, room, count)
         turn = rank_within(score, segment * area + place)  # the best of a place comes in turn 0
         order = rank(score) + turn * tokens.n  # a number of its own for each token
         return selection(rank_within(-order, segment) < budget.gather(1, segment))
@@ -123,16 +123,3 @@ def budgets(segment: Tensor, present: Tensor, relevance: Tensor, balance: float,
     mean = zero.scatter_add(1, segment, relevance * present) / length.clamp(min=1)
     weight = (mean / temperature).masked_fill(length == 0, -torch.inf).softmax(dim=-1)
     return (1 - balance) * length / length.sum(dim=-1, keepdim=True) + balance * weight
-
-
-def rounded(share: Tensor, room: Tensor, count: int) -> Tensor:
-    """Whole budgets (B, T) that add up to `count`: one for each segment, the rest by what its share exceeds that.
-
-    Args:
-        share: (B, T) of each segment.
-        room: (B, T) int64 tokens of each; segments that are not there have none.
-        count: at most all room; where there are more segments than this, those with the largest shares get one.
-    """
-    one = (room > 0) & (rank(share.masked_fill(room == 0, -1)) < count)
-    rest = (share * count - 1).clamp(min=0) * one
-    return one + capped(rest, room - one.long(), count - one.sum(dim=-1))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from foveate.compressors.quotas import capped, shares
+from foveate.compressors.quotas import capped, one_each, shares
 
 pytestmark = pytest.mark.fast
 
@@ -49,3 +49,20 @@ def test_quotas_sum_to_the_total_and_fit_and_rows_do_not_mix(heaviest):
     for row in range(50):
         alone = capped(weight[row : row + 1], room[row : row + 1], total[row : row + 1], heaviest)
         assert torch.equal(alone[0], found[row])
+
+
+def test_every_part_gets_one_first_and_the_rest_follows_the_shares():
+    share, room = torch.tensor([[0.1, 0.4, 0.2, 0.3]]), torch.tensor([[4, 4, 4, 4]])
+    assert one_each(share, room, 10).tolist() == [[1, 4, 2, 3]]
+    assert one_each(share, room, 5).tolist() == [[1, 2, 1, 1]]
+    assert one_each(share, torch.tensor([[4, 1, 0, 4]]), 6).tolist() == [[1, 1, 0, 4]]
+
+
+def test_more_parts_than_there_is_to_give_leave_the_largest_shares_one_each():
+    share, room = torch.tensor([[0.1, 0.4, 0.2, 0.3]]), torch.tensor([[4, 4, 4, 4]])
+    assert one_each(share, room, 2).tolist() == [[0, 1, 0, 1]]
+
+
+def test_where_there_is_less_room_than_that_all_of_it_is_filled():
+    share, room = torch.tensor([[0.5, 0.5], [0.5, 0.5]]), torch.tensor([[3, 2], [9, 9]])
+    assert one_each(share, room, 8).tolist() == [[3, 2], [4, 4]]

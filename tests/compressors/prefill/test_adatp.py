@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from foveate.compressors.prefill.adatp import budgets, frames, rounded, segments
+from foveate.compressors.prefill.adatp import budgets, frames, segments
+from foveate.compressors.quotas import one_each
 from foveate.compressors.registry import make
 from foveate.compressors.signals import Signal
 
@@ -59,15 +60,10 @@ def test_relevant_segments_get_more_and_budgets_add_up(tiny):
     weight = math.exp(3) / (math.exp(3) + math.exp(1))
     assert share[0, :2].tolist() == pytest.approx([0.25 + 0.5 * weight, 0.25 + 0.5 * (1 - weight)])
     for count in (1, 2, 7, 31, 40, 64):
-        budget = rounded(share, torch.tensor([[32, 32, 0, 0]]), count)[0].tolist()
+        budget = one_each(share, torch.tensor([[32, 32, 0, 0]]), count)[0].tolist()
         assert sum(budget) == count and max(budget) <= 32 and budget[2:] == [0, 0]
         assert count == 1 or min(budget[:2]) >= 1
-    assert rounded(share, torch.tensor([[32, 32, 0, 0]]), 20)[0, :2].tolist() == [round(20 * share[0, 0].item()), 6]
-
-
-def test_more_segments_than_tokens_leave_the_most_relevant_one_each():
-    share, room = torch.tensor([[0.1, 0.4, 0.2, 0.3]]), torch.tensor([[4, 4, 4, 4]])
-    assert rounded(share, room, 2).tolist() == [[0, 1, 0, 1]]
+    assert one_each(share, torch.tensor([[32, 32, 0, 0]]), 20)[0, :2].tolist() == [round(20 * share[0, 0].item()), 6]
 
 
 def test_one_picture_is_ranked_by_the_last_query_alone(tiny):
