@@ -1,19 +1,20 @@
 """Every compressor at every ratio on every regime: accuracy, exact FLOPs, tokens, KV bytes, wall time.
 
 The rows come from a replay table, so a bench, a hull and a policy are measured by one code path. Wall time is a share
-of the uncompressed pass, timed in alternation with it in one run (`stages.wall_shares`); absolute times of a shared
-machine would mean nothing.
+of the uncompressed pass, timed in alternation with it in one run (`analysis.walls`); absolute times of a shared machine
+would mean nothing.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from foveate.analysis.walls import Wall
 from foveate.compressors.registry import COMPRESSORS
 from foveate.models.host import Host
 from foveate.models.inputs import PromptShape
@@ -38,7 +39,7 @@ class Row:
         kv_bytes: their mean.
         gain: accuracy above `random` at the same ratio, low and high end of its 95 % interval, paired; None = there is
             nothing to compare with.
-        wall: share of the uncompressed wall time; None = not timed.
+        walls: batch -> what the plan takes; the first batch is that of every plan. Empty = not timed.
     """
 
     plan: Plan
@@ -51,7 +52,17 @@ class Row:
     kv: float
     kv_bytes: float = 0.0
     gain: tuple[float, float, float] | None = None
-    wall: float | None = None
+    walls: Mapping[int, Wall] = field(default_factory=dict)
+
+    @property
+    def wall(self) -> float | None:
+        """Share of the uncompressed time to the first token, at the first batch; None = not timed."""
+        return next((wall.first for wall in self.walls.values()), None)
+
+    @property
+    def decoded(self) -> bool:
+        """Whether tokens behind the first were timed."""
+        return any(wall.token is not None for wall in self.walls.values())
 
 
 def bench_plans(
@@ -83,7 +94,9 @@ def bench_plans(
     return [*plans, BLIND], refused
 
 
-def rows_of(table: Table, walls: dict[Plan, float] | None = None, resamples: int = 1000, seed: int = 0) -> list[Row]:
+def rows_of(
+    table: Table, walls: Mapping[Plan, Mapping[int, Wall]] | None = None, resamples: int = 1000, seed: int = 0
+) -> list[Row]:
     """One row per plan of a table."""
     columns = table.column
     draws = {regime: _draws(table, regime, resamples, seed) for regime in sorted(set(table.regimes.tolist()))}
@@ -105,7 +118,7 @@ def rows_of(table: Table, walls: dict[Plan, float] | None = None, resamples: int
                 kv=float((table.kv[:, column] / table.kv[:, 0]).mean()),
                 kv_bytes=float(table.kv[:, column].mean()),
                 gain=None if gain is None else _interval(gain),
-                wall=(walls or {}).get(plan),
+                walls=(walls or {}).get(plan, {}),
             )
         )
     return made
@@ -178,12 +191,31 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def times(rows: Sequence[Row]) -> str:
+    """The second table: what an answer takes behind its first token, and its caches; "" where nothing was decoded."""
+    some = [row for row in rows if row.decoded]
+    if not some:
+        return ""
+    batches = list(some[0].walls)
+    head = ["plan", *(f"{what}, b {b}" for b in batches for what in ("first", "token", "KV prefill", "KV end"))]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for row in some:
+        cells = [row.plan.label()]
+        for wall in row.walls.values():
+            cells += [f"{wall.first:.2f}", f"{wall.token:.2f}", f"{wall.kv_prefill / 1024:.1f}"]
+            cells.append(f"{wall.kv_end / 1024:.1f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """The same with intervals, one line per plan."""
-    regimes = list(rows[0].regimes)
+    """The same with intervals, one line per plan; what decoding takes where it was timed."""
+    regimes, batches = list(rows[0].regimes), next((list(row.walls) for row in rows if row.decoded), [])
     head = ["plan", "tokens", "flops_share", "kv_share", "wall_share", "accuracy", "low", "high", "kv_bytes"]
     head += ["gain", "gain_low", "gain_high"]
     head += [f"{r}{part}" for r in regimes for part in ("", "_low", "_high")]
+    parts = {"first": "first_share", "token": "token_share", "kv_prefill": "kv_prefill_bytes", "kv_end": "kv_end_bytes"}
+    head += [f"{said}_b{batch}" for batch in batches for said in parts.values()]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -192,6 +224,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
             values = [row.tokens, row.cost, row.kv, row.wall, row.accuracy, row.low, row.high, row.kv_bytes]
             values += row.gain or (None, None, None)
             values += [value for r in regimes for value in row.regimes[r]]
+            values += [getattr(row.walls[b], part) if row.decoded else None for b in batches for part in parts]
             writer.writerow([row.plan.label(), *("" if v is None else f"{v:.5g}" for v in values)])
 
 

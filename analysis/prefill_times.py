@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
+from foveate.analysis.machine import settle
 from foveate.models.host import Host
 from foveate.models.on_paper import random_host, shipped_models
 from foveate.plans.plan import UNCOMPRESSED, Plan
@@ -88,12 +89,6 @@ def timed(host: Host, plan: Plan, images: Sequence[np.ndarray], questions: Seque
     if device.type == "cuda":
         found["peak_bytes"] = torch.cuda.max_memory_allocated(device)
     return found
-
-
-def settle(device: torch.device) -> None:
-    """Waits until the device has done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def measure(host: Host, text: int, batch: int, warm_up: int, repeats: int, seed: int) -> list[dict[str, Any]]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import statistics
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,15 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from foveate.analysis.bench import RATIOS, Row, bench_plans, markdown
+from foveate.analysis.bench import RATIOS, Row, bench_plans, markdown, times
 from foveate.analysis.machine import machine
+from foveate.analysis.walls import TOKENS
 from foveate.envs.inputs import Input
 from foveate.models.fingerprint import fingerprint
 from foveate.models.host import Host
 from foveate.models.inputs import PromptShape
 from foveate.plans.plan import BLIND, STAGES, UNCOMPRESSED, Plan
 from foveate.policies.export import library_versions
-from foveate.rollouts.bar import bar
 from foveate.rollouts.replay import fill, identity
 from foveate.rollouts.table import Table
 
@@ -36,6 +34,9 @@ CONTROLS = (("input", "downsample"), ("input", "frames"), ("outside", "random"),
 
 OWN_CONTROLS = ("random", "stride")
 """And these where the stage has them."""
+
+DECODED = ("prefill", "decode")
+"""Stages whose methods are also judged by the tokens behind the first, and by the caches."""
 
 COLUMNS = ("correct", "prob", "cost", "tokens", "kv")
 """Fields of a table with a column for each plan."""
@@ -125,48 +126,9 @@ def joined(first: Table, second: Table) -> Table:
     return replace(first, plans=first.plans + second.plans[1:], meta=meta, **both)
 
 
-def wall_shares(
-    host: Host,
-    inputs: Sequence[Input],
-    plans: Sequence[Plan],
-    rounds: int,
-    path: Path,
-) -> dict[Plan, float]:
-    """Median over rounds of (wall time of a plan / wall time of the uncompressed pass right before it), one row.
-
-    What counts is all up to the answer: encoder, choosing, prefill, choosing in the cache. Round r asks input r. What
-    the file has of this host, machine and number of rounds is not timed again.
-
-    Args:
-        host: the model.
-        inputs: what to ask, in turn.
-        plans: to time.
-        rounds: that count, behind a pass that warms up.
-        path: JSON file of what was timed.
-    """
-    about = {"host": host.fingerprint, "rounds": rounds, "machine": machine(), "threads": torch.get_num_threads()}
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    known = stored["shares"] if stored.get("about") == about else {}
-    todo = [plan for plan in plans if plan.label() not in known]
-
-    def once(asked: Input, plan: Plan) -> float:
-        began = time.perf_counter()
-        host.open([asked.image], [asked.question]).run(plan)
-        return time.perf_counter() - began
-
-    if todo:
-        once(inputs[0], UNCOMPRESSED)
-    shares: dict[str, list[float]] = {plan.label(): [] for plan in todo}
-    with bar("timing", rounds * len(todo), "passes", bool(todo)) as advance:
-        for turn in range(rounds):
-            asked = inputs[turn % len(inputs)]
-            for plan in todo:
-                full = once(asked, UNCOMPRESSED)
-                shares[plan.label()].append(once(asked, plan) / full)
-                advance(1)
-    known |= {label: statistics.median(values) for label, values in shares.items()}
-    path.write_text(json.dumps({"about": about, "shares": known}, indent=1) + "\n", encoding="utf-8")
-    return {plan: known[plan.label()] for plan in plans}
+def decoded(plans: Iterable[Plan], stages: Sequence[str]) -> set[Plan]:
+    """Those of some plans that stand in a section with decoding."""
+    return {plan for plan in plans if any(_belongs(plan, stage) for stage in stages if stage in DECODED)}
 
 
 def page(rows: Sequence[Row], stages: Sequence[str], host: Host, table: Table, header: Mapping[str, Any]) -> str:
@@ -177,12 +139,13 @@ def page(rows: Sequence[Row], stages: Sequence[str], host: Host, table: Table, h
         stages: in the order of the sections.
         host: the model.
         table: what the rows were made from.
-        header: command, seed, rounds.
+        header: command, seed, rounds, batches.
     """
     regimes, numbers = np.unique(table.regimes, return_counts=True)
     asked = ", ".join(f"{regime} {number}" for regime, number in zip(regimes, numbers, strict=True))
     versions = ", ".join(f"{name} {v}" for name, v in library_versions(("torch", "transformers", "numpy")).items())
-    timed = f"medians of {header['rounds']} rounds, one row" if header["rounds"] else "not measured"
+    batch = header["batches"][0]
+    timed = f"medians of {header['rounds']} rounds, batch {batch}" if header["rounds"] else "not measured"
     lines = [
         f"# {', '.join(stages)}: methods side by side",
         "",
@@ -191,14 +154,22 @@ def page(rows: Sequence[Row], stages: Sequence[str], host: Host, table: Table, h
         f"* **Model**: {host.name}, fingerprint {host.fingerprint[:12]}. **Inputs**: {asked}.",
         f"* **Machine**: {machine()}, {torch.get_num_threads()} threads; {versions}; seed {header['seed']}.",
         "* **FLOPs**: share of the uncompressed pass up to the answer's first token, signals and choosing included.",
-        f"* **Wall**: share of the uncompressed pass next to it, choosing included; {timed}.",
+        f"* **Wall**: share of the uncompressed pass next to it up to the first token, choosing included; {timed}.",
         "* **KV**: mean of the cache behind the prompt, and its share of the uncompressed one.",
         "* **Mean**: exact match in percent, every regime alike. **Against random**: points above `random` at the same",
         "  ratio, at the same stage or else outside; 95 % intervals, paired bootstrap by scene family.",
     ]
+    if set(stages) & set(DECODED):
+        lines += [
+            f"* **First, token** (b: rows of a batch): time to the first token and for each of {TOKENS} behind it, as",
+            "  shares of the uncompressed ones next to them, medians. **KV**: KiB a row, measured as memory: of caches",
+            "  behind the prompt before any choosing in them, and at the end with the answer's tokens.",
+        ]
     for stage in stages:
         some = [row for row in rows if _belongs(row.plan, stage)]
         lines += ["", f"## {stage}", "", markdown(some).rstrip("\n")]
+        if stage in DECODED and (more := times(some)):
+            lines += ["", more.rstrip("\n")]
     return "\n".join(lines) + "\n"
 
 

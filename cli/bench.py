@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveate.cli import data
-from foveate.cli.reading import listed, model_arguments, open_model, read_ratios
+from foveate.cli.reading import listed, model_arguments, open_model, read_counts, read_ratios
 from foveate.plans.plan import STAGES
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounds", type=int, default=5, metavar="N", help="times each plan is timed; 0 = not (default: 5)"
     )
+    parser.add_argument(
+        "--batches", default="1,16", metavar="A,B", help="rows that run together, for times (default: 1,16)"
+    )
     parser.add_argument("--markdown", metavar="FILE", help="also a page with a table for each stage")
     parser.add_argument(
         "--out",
@@ -45,20 +48,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints the table."""
-    from foveate.analysis.bench import markdown
+    from foveate.analysis.bench import markdown, times
 
     stages, methods, ratios = chosen(args.stages, args.methods, args.ratios)
     if args.rounds < 0:
         raise ValueError(f"--rounds: {args.rounds} is below 0")
+    batches = read_counts("--batches", args.batches)
     inputs = data.inputs_of(args)
     host = open_model(args.model, args.dtype, args.device, args.learned)
-    found = run(host, inputs, args.out, stages, ratios, methods, args.rounds, args.workers, args.seed)
+    found = run(host, inputs, args.out, stages, ratios, methods, args.rounds, args.workers, args.seed, batches)
     print(markdown(found.rows))
+    if more := times(found.rows):
+        print(more)
     for label, reason in found.refused.items():
         print(f"not run: {label}: {reason}")
     files = [f"{args.out}/{name}" for name in ("bench.csv", "bench.png", "table.parquet")]
     if args.markdown is not None:
-        header = {"command": command(args), "rounds": args.rounds, "seed": args.seed}
+        header = {"command": command(args), "rounds": args.rounds, "batches": batches, "seed": args.seed}
         write_page(Path(args.markdown), found, stages, host, header)
         files.append(args.markdown)
     print(", ".join(files))
@@ -68,7 +74,7 @@ def main(args: argparse.Namespace) -> int:
 def command(args: argparse.Namespace) -> str:
     """The line that makes a bench again, without what names files."""
     said = ["foveate", "bench"]
-    for name in ("model", "learned", "stages", "methods", "ratios", "rounds", "split", "n", "seed"):
+    for name in ("model", "learned", "stages", "methods", "ratios", "rounds", "batches", "split", "n", "seed"):
         value = getattr(args, name)
         said += [] if value is None else [f"--{'stage' if name == 'stages' else name}", str(value)]
     return shlex.join([*said, *(("--tasks", args.tasks) if args.jsonl is None else ("--jsonl", args.jsonl))])
@@ -119,6 +125,7 @@ def run(
     rounds: int = 0,
     workers: int = 0,
     seed: int = 0,
+    batches: Sequence[int] = (1,),
 ) -> Found:
     """Runs the bench and writes its files into `out`. What they hold already is not run again.
 
@@ -127,13 +134,16 @@ def run(
     """
     from foveate.analysis import bench
     from foveate.analysis import stages as staged
+    from foveate.analysis.walls import wall_times
     from foveate.rollouts.replay import layouts
 
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     plans, refused = staged.stage_plans(host, stages, ratios, methods, layouts(host, inputs))
     table = staged.grown(host, inputs, plans, out / "table.parquet", workers)
-    walls = staged.wall_shares(host, inputs, plans, rounds, out / "walls.json") if rounds else None
+    walls = None
+    if rounds:
+        walls = wall_times(host, inputs, plans, rounds, out / "walls.json", batches, staged.decoded(plans, stages))
     rows = bench.rows_of(table, walls, seed=seed)
     bench.write_csv(rows, out / "bench.csv")
     bench.picture(rows, out / "bench.png", f"{host.name}, {table.n} inputs")

@@ -103,6 +103,16 @@ def read_ratios(flag: str, text: str) -> tuple[float, ...]:
     return tuple(kept)
 
 
+def read_counts(flag: str, text: str) -> tuple[int, ...]:
+    """The numbers in a comma-separated text, each once. Raises: ValueError on one that is no number from 1 up."""
+    found = []
+    for part in map(str.strip, text.split(",")):
+        if not part.isdecimal() or int(part) < 1 or int(part) in found:
+            raise ValueError(f"{flag}: {part!r} is no number from 1 up, or stands there twice")
+        found.append(int(part))
+    return tuple(found)
+
+
 def check_methods(plan: Plan) -> None:
     """Raises: ValueError where a plan names a method that is not there, with near names."""
     from foveate.compressors.registry import COMPRESSORS

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from foveate.analysis import stages
-from foveate.analysis.bench import random_rival, rows_of
+from foveate.analysis.bench import random_rival, rows_of, write_csv
+from foveate.analysis.walls import Wall
 from foveate.compressors.learned import untrained
 from foveate.compressors.registry import COMPRESSORS, make
 from foveate.plans.plan import BLIND, UNCOMPRESSED, Plan
@@ -127,21 +129,17 @@ def test_the_rival_is_of_the_own_stage_where_there_is_one():
         assert random_rival(plan, {RANDOM, late}) is None
 
 
-def test_wall_times_are_kept_for_this_machine_and_number_of_rounds(host, inputs, tmp_path, monkeypatch):
-    path, opened, real = tmp_path / "walls.json", [], host.open
-    monkeypatch.setattr(host, "open", lambda *args: opened.append(args) or real(*args))
-    first = stages.wall_shares(host, inputs[:2], [UNCOMPRESSED, RANDOM], 2, path)
-    assert set(first) == {UNCOMPRESSED, RANDOM} and all(share > 0 for share in first.values())
-    assert len(opened) == 1 + 2 * 2 * 2
-    assert stages.wall_shares(host, inputs[:2], [UNCOMPRESSED, RANDOM], 2, path) == first and len(opened) == 9
-    more = stages.wall_shares(host, inputs[:2], [RANDOM, STRIDE], 2, path)
-    assert more[RANDOM] == first[RANDOM] and len(opened) == 9 + 5
-    stages.wall_shares(host, inputs[:2], [RANDOM], 1, path)
-    assert len(opened) == 14 + 3
+def test_plans_that_decode_are_those_of_the_decoders_sections():
+    fastv, look_m = Plan.of(prefill=("fastv", 0.5)), Plan.of(decode=("look_m", 0.5))
+    controls = {UNCOMPRESSED, RANDOM, BLIND}
+    plans = [*controls, fastv, look_m, Plan.of(encoder=("tome", 0.5))]
+    assert stages.decoded(plans, ("encoder", "prefill")) == controls | {fastv}
+    assert stages.decoded(plans, ("decode",)) == controls | {look_m}
+    assert stages.decoded(plans, ("encoder", "outside")) == set()
 
 
 def test_a_page_has_a_table_for_each_stage_with_the_controls_and_what_it_ran_on(host, table):
-    header = {"command": "foveate bench --seed 7", "rounds": 0, "seed": 7}
+    header = {"command": "foveate bench --seed 7", "rounds": 0, "batches": (1,), "seed": 7}
     rows = rows_of(table)
     page = stages.page(rows, ("outside", "prefill"), host, table, header)
     head, outside, prefill = page.split("\n## ")
@@ -153,3 +151,30 @@ def test_a_page_has_a_table_for_each_stage_with_the_controls_and_what_it_ran_on(
     assert first["outside"] == [*shared, "| outside:visionzip@0.25"]
     assert first["prefill"] == [*shared, "| prefill:fastv@0.25"]
     assert "| outside:visionzip@0.25 | 4.0 | 0.400 | 0.1 (0.50) | not measured | 37.5 | - | 25 | 50 |" in outside
+
+
+def test_a_section_of_the_decoder_has_a_second_table_and_others_one_wall_column(host, table):
+    ones = {plan: {1: Wall(0.5, 0.75, 2048.0, 4096.0), 16: Wall(0.25, 0.5, 3072.0, 5120.0)} for plan in table.plans}
+    visionzip, fastv = table.plans[3:]
+    ones[visionzip] = {1: Wall(0.6, None, 2048.0, 2048.0)}
+    header = {"command": "foveate bench", "rounds": 3, "batches": (1, 16), "seed": 0}
+    page = stages.page(rows_of(table, ones), ("outside", "prefill"), host, table, header)
+    head, outside, prefill = page.split("\n## ")
+    assert "medians of 3 rounds, batch 1" in head and "for each of 16 behind it" in head
+    assert "0.1 (0.50) | 0.60 | 37.5" in outside and "first" not in outside
+    titles = [f"{what}, b {b}" for b in (1, 16) for what in ("first", "token", "KV prefill", "KV end")]
+    assert f"| plan | {' | '.join(titles)} |" in prefill
+    assert "| prefill:fastv@0.25 | 0.50 | 0.75 | 2.0 | 4.0 | 0.25 | 0.50 | 3.0 | 5.0 |" in prefill
+    assert "outside:visionzip" not in prefill
+
+
+def test_a_csv_file_has_what_decoding_takes_where_it_was_timed(table, tmp_path):
+    plans = table.plans
+    walls = {plans[0]: {1: Wall(1.0, 1.0, 1000.0, 1100.0)}, plans[3]: {1: Wall(0.6, None, 500.0, 500.0)}}
+    write_csv(rows_of(table, walls), tmp_path / "a.csv")
+    rows = list(csv.DictReader((tmp_path / "a.csv").open()))
+    columns = ["first_share_b1", "token_share_b1", "kv_prefill_bytes_b1", "kv_end_bytes_b1"]
+    assert [rows[0][name] for name in columns] == ["1", "1", "1000", "1100"]
+    assert [rows[3][name] for name in columns] == [""] * 4 and rows[3]["wall_share"] == "0.6"
+    write_csv(rows_of(table), tmp_path / "b.csv")
+    assert "first_share_b1" not in (tmp_path / "b.csv").read_text()

@@ -161,6 +161,13 @@ class TestBench:
         assert "| decode:random@0.25 |" in decode and "diversity" not in decode and "| blind |" in decode
         assert float(rows[0]["flops_share"]) == 1 and float(rows[-1]["tokens"]) == 0
         assert all(float(row["wall_share"]) > 0 for row in rows)
+        shares = [f"{what}_share_b{batch}" for batch in (1, 16) for what in ("first", "token")]
+        timed = [[float(row[share] or 0) > 0 for share in shares] for row in rows]
+        assert timed == [[row["plan"] != "outside:diversity@0.25"] * 4 for row in rows]
+        none, kept = rows[0], rows[plans.index("decode:random@0.25")]
+        assert kept["kv_prefill_bytes_b1"] == none["kv_prefill_bytes_b1"]
+        assert 0 < float(kept["kv_end_bytes_b16"]) < float(none["kv_end_bytes_b16"])
+        assert "token, b 16" in decode and "token, b 16" not in outside and "token, b 16" in got.out
         assert all(f"| {plan} |" in got.out for plan in plans)
         assert Image.open(tmp_path / "bench" / "bench.png").format == "PNG"
 
@@ -197,6 +204,8 @@ class TestBench:
             (["--ratios", "0.5,2"], ["--ratios", "'2'"]),
             (["--ratios", "0.5,half"], ["--ratios", "'half'"]),
             (["--rounds", "-1"], ["--rounds"]),
+            (["--batches", "1,0"], ["--batches", "'0'"]),
+            (["--batches", "2,2"], ["--batches", "'2'", "twice"]),
         ],
     )
     def test_what_cannot_be_is_one_line(self, call, folder, tmp_path, argv, words):
