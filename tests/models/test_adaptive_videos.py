@@ -5,9 +5,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from foveate.plans.named import load_plan
 from foveate.plans.plan import Plan
 
-PLANS = [Plan.of(projector=("longvu", keep)) for keep in (0.1, 0.25, 0.5, 0.75)]
+PLANS = [
+    *(Plan.of(projector=("longvu", keep)) for keep in (0.1, 0.25, 0.5, 0.75)),
+    *(Plan.of(projector=("prunevid", keep)) for keep in (0.1, 0.4, 0.9)),
+    Plan.of(prefill=("prunevid", 0.4)),
+    load_plan("prunevid"),
+]
 
 
 def film(tiny, first=0, t=8):
@@ -46,7 +52,7 @@ def test_matrix_flops_are_those_that_torch_counts(fresh, tiny, plan):
     assert p.ledger[0].matrix_total == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
-@pytest.mark.parametrize("plan", PLANS[:1], ids=lambda plan: plan.label())
+@pytest.mark.parametrize("plan", [PLANS[0], PLANS[-1]], ids=lambda plan: plan.label())
 def test_a_picture_is_no_video(host, plan):
     for stage, choice in plan.active:
         assert "is for videos" in host.supports(stage, choice.method)
@@ -56,3 +62,19 @@ def test_a_picture_is_no_video(host, plan):
 def test_without_a_text_tower_what_reads_the_question_is_masked(hosts):
     reason = hosts(tower="siglip").supports("projector", "longvu", frames=4)
     assert reason == "longvu: needs the signal text_similarity, which this host has not"
+
+
+def test_what_prunevid_drops_in_the_decoder_leaves_every_cache_and_no_frame_goes_with_it(host, tiny):
+    p = host.open([film(tiny)], tiny.questions[:1]).run(load_plan("prunevid"))
+    words, left = p.shapes[0].n_text, round(0.4 * p.counts["projector"][0])
+    assert p.counts["projector"] == [51] and left == 20
+    assert p.counts["layers"] == [[51, 51, 20, 20]]  # layer 1 of 4 is read, and runs with all
+    assert [cache.entries(0) for cache in p.caches] == [words + 20] * 4
+    stream = p.opened.stream
+    frame = stream.position[0, stream.visual[0]] // 16
+    before = p.states["projector"][0].position // 16
+    assert frame.unique().tolist() == before.unique().tolist()  # no frame loses all
+    plain = host.open([film(tiny)], tiny.questions[:1])
+    plain.project(host.make("projector", "prunevid"), 0.4)
+    plain.prefill()
+    assert torch.equal(p.caches[0].next_place, plain.caches[0].next_place)  # the answer's places are as without
