@@ -248,7 +248,15 @@ class KVReducer(Compressor):
     """Shrinks the cache of one layer, after that layer's prefill.
 
     Text entries always stay; `count` is visual entries kept per KV head (where heads or layers differ: their mean).
+
+    Class attributes:
+        reselects: the cache stays whole, since what one token of the answer passes over a later one may want: `plan`
+            says anew for each token which entries it reads in the layers that `budgets` thins, by the signal
+            `answer_attention` of one layer before all these. It is told places and signals alone (one head of width
+            0 for all) and multiplies no matrices.
     """
+
+    reselects: ClassVar[bool] = False
 
     def reduce(self, cache: KVCache, count: int) -> KVReduction:
         """Which entries stay in each head, and where the others go. Raises: ValueError, MissingSignal."""
@@ -267,6 +275,15 @@ class KVReducer(Compressor):
             last: visual entries of the last layer, fewer than n where tokens have left between.
         """
         return (count,) * heads
+
+    def stands(self, now: Tensor, before: Tensor) -> Tensor:
+        """(B,) bool, whether what was chosen earlier serves one more token; asked where a method `reselects`.
+
+        Args:
+            now: (B, n) attention of the token on visual entries, as `answer_attention`; zeros may stand between.
+            before: the same of the token before it.
+        """
+        return now.new_zeros(len(now)).bool()
 
     @abstractmethod
     def plan(self, cache: KVCache, count: int) -> KVReduction:

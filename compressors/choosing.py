@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foveate.compressors.tokens import Reduction, inverse
+from foveate.compressors.tokens import KVCache, KVReduction, Reduction, inverse
 
 
 def rows(x: Tensor, index: Tensor) -> Tensor:
@@ -55,6 +55,13 @@ def selection(mask: Tensor) -> Reduction:
         return Reduction(anchor)
     used = torch.arange(most, device=mask.device) < count.unsqueeze(-1)
     return Reduction(anchor.masked_fill(~used, -1), count=count)
+
+
+def best_entries(score: Tensor, cache: KVCache, count: int) -> KVReduction:
+    """All text and the `count` visual entries of largest score (B, S), in every head the same; equal ones by index."""
+    stay = len(cache.visual) - int(cache.visual.sum()) + count
+    keep = ranked(score.masked_fill(~cache.visual, torch.inf))[:, :stay].sort(dim=-1).values
+    return KVReduction(keep.unsqueeze(1).expand(-1, cache.keys.shape[1], -1))
 
 
 def first_max(value: Tensor, segment: Tensor, segments: int) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,7 @@ SHAPES: dict[str, str] = {
     "behind the last visual token",
     "glimpse_query": "(B, H, N) logarithm of the attention that a method's own token, read behind the prompt, pays "
     "each visual token in one decoder layer; the method's `glimpse` says what it is and what each layer adds to it",
+    "spoken": "(B, P) what a method's own `spoken` makes of all words of the prompt as they enter one decoder layer",
     "tower_levels": "(B, 4, N, C) what evenly spaced blocks of the tower made of each visual token, the last block "
     "first; zero for a token without a place",
     "cls_rank": "(B, N) share of the tokens that left the encoder to which CLS paid more attention, in its last block, "
@@ -60,6 +61,8 @@ SHAPES: dict[str, str] = {
     "recent_attention": "(B, K, S) attention received by each cached key from the last `RECENT` prompt entries, mean "
     "over these and the group's heads",
     "survivors": "(B, S) 1 for each cached entry that the last decoder layer has too, else 0",
+    "answer_attention": "(B, S) attention that one token of the answer pays each visual entry in one decoder layer, "
+    "mean over heads; 0 for text and for what that layer has not; for methods that reselect",
     "frame_relevance": "(B, S) mean attention that the last `RECENT` prompt entries pay, in one decoder layer, to the "
     "entries of the frame that each cached entry shows; 0 for text",
 }

@@ -104,10 +104,10 @@ def judge(p: Pass, inputs: Sequence[Input], own: Sequence[str | None], answer_to
         answer_tokens: length of the answer that the cost counts.
     """
     texts = [[*each.answers, *([] if y0 is None else [y0])] for each, y0 in zip(inputs, own, strict=True)]
-    found, cached, layers, out = p.score(texts), p.cached, p.counts["layers"], []
+    found, cached, reading, layers, out = p.score(texts), p.cached, p.reading, p.counts["layers"], []
     for row, (each, score) in enumerate(zip(inputs, found, strict=True)):
         ledger = p.ledger[row].copy()
         kv = ledger.kv_bytes_end
-        charge_answer(ledger, p.host.shape, cached[row], answer_tokens)
+        charge_answer(ledger, p.host.shape, cached[row], answer_tokens, reading[row])
         out.append(Verdict(outcome_of(score, len(each.answers)), Bill.of(ledger), float(np.mean(layers[row])), kv))
     return out

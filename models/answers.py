@@ -34,9 +34,9 @@ def score(of: Pass, accepted: Sequence[Sequence[str]]) -> list[Score]:
     rows = torch.tensor([row for row, _ in pairs], device=device)
     ids, length = padded([ids for _, ids in pairs], device)
     logits = forced(of, rows, ids)
-    cached = of.cached
+    cached, reading = of.cached, of.reading
     for row, answer in pairs:
-        charge_score(of.ledger[row], of.host.shape, cached[row], len(answer))
+        charge_score(of.ledger[row], of.host.shape, cached[row], len(answer), reading[row])
     logprob, right = judged(logits, ids, length, of.host.ends)
     found = [Score([], []) for _ in accepted]
     for (row, _), value, hit in zip(pairs, logprob.tolist(), right.tolist(), strict=True):
@@ -83,6 +83,6 @@ def generate(of: Pass, settings: Settings) -> list[str]:
     each, beams = settings.answers, settings.beams
     own = [[len(ids) for ids in of.generated[row * each : (row + 1) * each]] for row in range(len(of))]
     of.ran = own if beams == 1 else [[steps] * beams] * len(of)
-    for ledger, entries, ran in zip(of.ledger, of.cached, of.ran, strict=True):
-        charge_answers(ledger, of.host.shape, entries, ran)
+    for ledger, entries, ran, reading in zip(of.ledger, of.cached, of.ran, of.reading, strict=True):
+        charge_answers(ledger, of.host.shape, entries, ran, reading)
     return [of.host.inputs.text(ids) for ids in of.generated]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from foveate.models.decoder import Decoder, Held, LayerCache
 from foveate.models.ragged import exists, packed
+from foveate.models.reselect import Reselection, narrowed
 
 
 class Continuation:
@@ -21,17 +22,25 @@ class Continuation:
         caches: one per layer; rows are those of `rows`.
         rows: (R,) which rows of the caches to go on from; a row may be taken several times.
         keep_inputs: `inputs` holds what each layer read of the tokens fed last.
+        answers: they are an answer's: where a method reselects, they read what it chooses.
 
     Attributes:
         rows: (R,) the same, as `reorder` left them.
         fed: (R,) tokens behind the cache so far.
     """
 
-    def __init__(self, decoder: Decoder, caches: Sequence[LayerCache], rows: Tensor, keep_inputs: bool = False) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        caches: Sequence[LayerCache],
+        rows: Tensor,
+        keep_inputs: bool = False,
+        answers: bool = True,
+    ) -> None:
         self.decoder, self.keep_inputs = decoder, keep_inputs
         self.inputs: list[Tensor] = []
         self.rows, self.fed = rows, torch.zeros_like(rows)
-        self.held, self.valid, self.next_place, self.weight, self.n = [], [], [], [], []
+        self.held, self.valid, self.next_place, self.weight, self.n, self.reads = [], [], [], [], [], []
         everything = rows.tolist() == list(range(caches[0].length.numel()))
         for c in caches:
             part = c if everything else replace(c, stream=None, normed=None).at(rows)
@@ -40,6 +49,9 @@ class Continuation:
             self.next_place.append(part.next_place)
             self.weight.append(part.weight)
             self.n.append(part.n)
+            self.reads.append(part.reads)
+        chosen = answers and self.reads and self.reads[0] is not None
+        self.chosen = Reselection(decoder, self.reads) if chosen else None
 
     def _valid(self, cache: LayerCache) -> Tensor:
         """(R, 1, S) bool, the entries that exist; (R, query heads, S) where heads differ."""
@@ -71,6 +83,8 @@ class Continuation:
         offset = self.fed[:, None] + torch.arange(q, device=x.device)
         there = exists(length, q)[:, None]
         rotation, seen, place = None, None, None
+        if self.chosen is not None:
+            self.chosen.begin(q)
         for index, held in enumerate(self.held):
             device = self.decoder.devices[index]
             if x.device != device:
@@ -86,18 +100,25 @@ class Continuation:
             valid = self.valid[index]
             before, new = valid[:, :, None].expand(-1, -1, q, -1), own[:, None].expand(-1, valid.shape[1], -1, -1)
             allowed = torch.cat([before, new], dim=-1)
+            read = None if self.chosen is None else self.chosen.read(index, allowed.shape[-1])
+            if read is not None:
+                allowed = allowed & read[:, None]
             mask, weight = allowed, self.weight[index]
             if self.decoder.eager or weight is not None:
                 mask = self.decoder.additive(allowed, x)
                 mask = mask if weight is None else mask + self.decoder.log_weight(weight, mask)
+            held.only, shown = (None, mask) if read is None or q > 1 else narrowed(allowed, mask)
+            entered = x
             x = self.decoder.layers[index](
                 x,
-                attention_mask=mask,
+                attention_mask=shown,
                 position_ids=place if self.decoder.coordinates == 1 else None,
                 past_key_values=held,
                 use_cache=True,
                 position_embeddings=rotation,
             )
+            if self.chosen is not None:
+                self.chosen.look(index, entered, place, held, mask)
             self.valid[index] = torch.cat([valid, there.expand(-1, valid.shape[1], -1)], dim=-1)
         self.fed = self.fed + length
         return x
@@ -113,6 +134,9 @@ class Continuation:
             if not same:
                 self.next_place[index], self.n[index] = self.next_place[index][at], self.n[index][at]
                 self.weight[index] = None if self.weight[index] is None else self.weight[index][at]
+                self.reads[index] = None if self.reads[index] is None else self.reads[index].at(at)
+        if self.chosen is not None:
+            self.chosen.reorder(order, None if same else self.reads)
 
     def caches(self) -> list[LayerCache]:
         """One for each layer: what stood before and what was fed, without the padding between."""
@@ -134,9 +158,9 @@ class Continuation:
         if ragged:
             keys, values = packed(keys, heads), packed(values, heads)
         place = self.next_place[index] + self.fed.to(keys.device)
-        return LayerCache(
-            keys, values, heads.amax(1), place, self.n[index], None, weight, heads=heads if ragged else None
-        )
+        counts = (heads.amax(1), place, self.n[index])
+        heads = heads if ragged else None
+        return LayerCache(keys, values, *counts, None, weight, heads=heads, reads=self.reads[index])
 
 
 def greedy(

@@ -16,8 +16,9 @@ from foveate.models.ask import Asker, Trace
 from foveate.models.decoder import LayerCache
 from foveate.models.errors import BadInput, WrongStop
 from foveate.models.inputs import PromptShape, Row
-from foveate.models.ledger import Ledger
+from foveate.models.ledger import Ledger, Reading, widest
 from foveate.models.prefill import Prefill
+from foveate.models.reselect import looks_at
 from foveate.models.visual import VisualState, groups
 from foveate.plans.plan import keep_count
 
@@ -38,6 +39,7 @@ class Books:
         lane_of: of each unit, its view.
         ledger: what each row has cost so far.
         counts: stage -> visual tokens of each row that left it; "layers" and "decode_layers" -> the same in each layer.
+            Behind `decode` these are entries that the answer reads.
         states: stage -> each view's tokens behind it, up to "projector".
         traces: each unit's way through the tower; None for a blind row's.
         logits: (B, V) float32 behind the prompt, after `prefill`.
@@ -119,6 +121,17 @@ class Books:
         """Of each row: entries in each layer's cache, one number for each head where heads differ."""
         return [[cache.entries(row) for cache in self._caches] for row in range(len(self))]
 
+    @property
+    def reading(self) -> list[Reading | None]:
+        """Of each row: what the tokens of its answer read, where a method reselects; None = all that is cached."""
+        reads, found = self._caches[0].reads, []
+        for row, entries in enumerate(self.cached):
+            method, whole = None if reads is None else reads.methods[row], [widest(each) for each in entries]
+            passed = [int(cache.n[row]) - cache.shown[row] for cache in self._caches]
+            read = tuple(all_ - n for all_, n in zip(whole, passed, strict=True))
+            found.append(method and Reading(read, whole[looks_at(method, len(whole))]))
+        return found
+
     def of_row(self, stage: str, row: int) -> list[VisualState]:
         """A row's views behind a stage."""
         states = self.states[stage]
@@ -185,6 +198,14 @@ class Books:
         self.rows, self._caches, self.logits = list(rows), list(caches), logits
         self._opened.caches = list(caches)
 
+    def stand(self, state: VisualState, ledger: Ledger) -> None:
+        """Stands behind the projector with one row's tokens that were made elsewhere, at the cost that a ledger tells;
+        what passed the stages before is told there too."""
+        self.ledger = [ledger]
+        for stage in STAGES[: STAGES.index("projector")]:
+            self._finish(stage, [ledger.tokens[stage]])
+        self._finish("projector", states=[state])
+
     def _laid_anew(self, rows: Sequence[Row]) -> list[Row]:
         """Other prompts of the same pictures, with views at the sizes that `resize` gave them."""
         return [
@@ -197,14 +218,6 @@ class Books:
     def _seeds(self, lanes: Sequence[int]) -> list[int]:
         """A seed for each view: its row's, and another for each further view of the row."""
         return [(self.rows[row].seed + 0x9E3779B97F4A7C15 * view) & (2**63 - 1) for row, view in self.at(lanes)]
-
-    def stand(self, state: VisualState, ledger: Ledger) -> None:
-        """Stands behind the projector with one row's tokens that were made elsewhere, at the cost that a ledger tells;
-        what passed the stages before is told there too."""
-        self.ledger = [ledger]
-        for stage in STAGES[: STAGES.index("projector")]:
-            self._finish(stage, [ledger.tokens[stage]])
-        self._finish("projector", states=[state])
 
     def _unit_seeds(self, units: Sequence[int]) -> list[int]:
         """A seed for each unit: its view's, and another for each further frame of it."""

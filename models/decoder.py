@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from foveate.models.errors import UnsupportedModel
 from foveate.models.placing import device_of
 from foveate.models.ragged import exists, packed, unpacked
 from foveate.plans.cost import DecoderShape
+
+if TYPE_CHECKING:
+    from foveate.models.reselect import Reads
 
 DECODERS = ("llama", "qwen2", "mistral", "qwen3", "qwen2_5_vl_text", "qwen3_vl_text")
 """Model types of language models that can be opened."""
@@ -108,6 +111,7 @@ class LayerCache:
         weight: (B, 1 or K, S) float32 as in `Stream`; None = one.
         normed: (B, S, D) what the layer's MLP read, where it was asked for.
         heads: (B, K) entries of each head, where heads differ.
+        reads: how the answer's tokens read it, where a row's method chooses that anew for each.
     """
 
     keys: Tensor
@@ -119,6 +123,7 @@ class LayerCache:
     weight: Tensor | None = None
     normed: Tensor | None = None
     heads: Tensor | None = None
+    reads: Reads | None = None
 
     def at(self, rows: Tensor) -> LayerCache:
         """Some rows."""
@@ -131,11 +136,17 @@ class LayerCache:
         parts = {name: None if part is None else part[rows] for name, part in parts.items()}
         if self.heads is not None:
             parts |= {name: packed(parts[name], parts["heads"]) for name in ("keys", "values")}
-        return LayerCache(**parts, stream=stream)
+        return LayerCache(**parts, stream=stream, reads=None if self.reads is None else self.reads.at(rows))
 
     def entries(self, row: int) -> int | tuple[int, ...]:
         """What a row has here: one number, or one for each head where they differ."""
         return int(self.length[row]) if self.heads is None else tuple(self.heads[row].tolist())
+
+    @property
+    def shown(self) -> list[int]:
+        """Of each row: visual entries that a token of its answer reads."""
+        chosen = [0] * len(self.n) if self.reads is None else self.reads.count
+        return [count or n for count, n in zip(chosen, self.n.tolist(), strict=True)]
 
     @property
     def bytes(self) -> int:
@@ -151,10 +162,12 @@ class Held:
     Attributes:
         ragged: the cache in front where heads differ, else None.
         keys, values: (B, K, S, e) all entries; those behind `ragged` where heads differ; None before there are any.
+        only: (B, M) which of all entries the next tokens are given; None = all.
     """
 
     def __init__(self, cache: LayerCache | None = None) -> None:
         self.ragged = cache if cache is not None and cache.heads is not None else None
+        self.only: Tensor | None = None
         plain = cache is not None and cache.heads is None
         self.keys, self.values = (cache.keys, cache.values) if plain else (None, None)
 
@@ -164,11 +177,15 @@ class Held:
         return self.keys.device if self.ragged is None else self.ragged.keys.device
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Takes in new entries; all of them."""
+        """Takes in new entries; what its layer is to see."""
         if self.keys is not None:
             keys, values = torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
         self.keys, self.values = keys, values
-        return self.whole()
+        keys, values = self.whole()
+        if self.only is None:
+            return keys, values
+        at = self.only[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[-1])
+        return keys.gather(2, at), values.gather(2, at)
 
     def whole(self) -> tuple[Tensor, Tensor]:
         """Keys and values, side by side."""

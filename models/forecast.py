@@ -16,8 +16,9 @@ from foveate.models.errors import BadInput, HostError
 from foveate.models.glimpse import glimpse_flops
 from foveate.models.inputs import PromptShape
 from foveate.models.kv import due
-from foveate.models.ledger import Ledger
+from foveate.models.ledger import Ledger, Reading
 from foveate.models.prompt import joined
+from foveate.models.reselect import looks_at
 from foveate.models.signals import ATTENTION_KINDS, by_layer
 from foveate.models.visual import check_grid
 from foveate.plans.plan import Plan, keep_count
@@ -69,7 +70,8 @@ class Sketch:
     Attributes:
         views: kinds of views, the row's own order apart.
         shape: of the prompt.
-        entries, visual: all prompt entries and visual ones in each decoder layer.
+        entries, visual: all prompt entries and visual ones in each decoder layer; behind `decode`, visual ones read.
+        reading: what tokens of the answer read, where a method reselects.
         n: visual tokens; in the decoder, entries.
     """
 
@@ -77,6 +79,7 @@ class Sketch:
     shape: PromptShape
     entries: tuple[int, ...] = ()
     visual: tuple[int, ...] = ()
+    reading: Reading | None = None
 
     @property
     def n(self) -> int:
@@ -297,6 +300,8 @@ class Forecast:
                         self.ledger.add("prefill", "signals", flops * seen.number * seen.frames)
                 if "glimpse_query" in kinds:
                     self.ledger.add("prefill", "signals", glimpse_flops(shape.decoder, text + n, layer - 1))
+                if "spoken" in kinds:
+                    self.ledger.add("prefill", "signals", method.spoken_flops(text))
                 if "frame_similarity" in kinds:
                     self._question("prefill")
                     frames = sum(grid[0] for grid in grids)
@@ -311,12 +316,17 @@ class Forecast:
         return replace(at, entries=tuple(cached), visual=tuple(left))
 
     def _decode(self, at: Sketch) -> Sketch:
-        entries, left, once = list(at.entries), list(at.visual), set()
+        entries, left, once, reading = list(at.entries), list(at.visual), set(), None
         depth, heads = self.host.decoder_depth, self.host.shape.decoder.kv_heads
         for layer, (all_, n) in enumerate(zip(at.entries, at.visual, strict=True)):
             method, count = self.method("decode", n)
             budgets = due(method, n, self.plan["decode"].keep, layer, depth, heads, at.visual[-1])
             if not budgets:
+                continue
+            if method.reselects:
+                left[layer] = budgets[0]
+                read = tuple(all_ - n + some for all_, n, some in zip(at.entries, at.visual, left, strict=True))
+                reading = Reading(read, at.entries[looks_at(method, depth)])
                 continue
             for signal in asked_at(method, layer, depth):
                 if signal.kind in OWN_KINDS or signal.key not in once:
@@ -330,7 +340,7 @@ class Forecast:
             each = tuple(all_ - n + budget for budget in budgets)
             entries[layer], left[layer] = each[0] if len(set(each)) == 1 else each, -(-sum(budgets) // heads)
         charge.charge_cache(self.ledger, self.host.shape, entries)
-        return replace(at, entries=tuple(entries), visual=tuple(left))
+        return replace(at, entries=tuple(entries), visual=tuple(left), reading=reading)
 
 
 def forecast(host: Host, plan: Plan, shape: PromptShape, new_tokens: int = 0, turns: int = 1) -> Ledger:
@@ -344,7 +354,7 @@ def forecast(host: Host, plan: Plan, shape: PromptShape, new_tokens: int = 0, tu
     stops = [opened(shape, host.cls_stays)]
     for stage in STAGES:
         stops.append(run.stage(stage, stops[-1]))
-    charge.charge_answer(run.ledger, host.shape, stops[-1].entries, new_tokens)
+    charge.charge_answer(run.ledger, host.shape, stops[-1].entries, new_tokens, stops[-1].reading)
     again = STAGES.index("prefill")
     for stage, choice in plan.active:
         if choice.method != "blind" and host.make(stage, choice.method).text_guided:
@@ -353,5 +363,5 @@ def forecast(host: Host, plan: Plan, shape: PromptShape, new_tokens: int = 0, tu
         at, run.asked, run.phrased = replace(stops[again], entries=(), visual=()), False, False  # all is embedded anew
         for stage in STAGES[again:]:
             at = run.stage(stage, at)
-        charge.charge_answer(run.ledger, host.shape, at.entries, new_tokens)
+        charge.charge_answer(run.ledger, host.shape, at.entries, new_tokens, at.reading)
     return run.ledger

@@ -22,6 +22,7 @@ from foveate.models.errors import CountMismatch, HostError
 from foveate.models.fingerprint import fingerprint
 from foveate.models.inputs import Framed, Inputs, Pictures, PromptShape, Row, View
 from foveate.models.placing import device_of
+from foveate.models.reselect import ANSWER_KIND
 from foveate.models.text_tower import TextTower
 from foveate.models.tower import Tower
 from foveate.models.visual import VisualState
@@ -31,8 +32,8 @@ from foveate.plans.plan import Plan
 if TYPE_CHECKING:
     from foveate.models.ledger import Ledger
     from foveate.models.passes import Pass
-
     from foveate.models.streaming import Streamed, Video
+
 BASES: dict[str, tuple[type[Compressor], ...]] = {
     "input": (InputKnob,),
     "encoder": (Reducer,),
@@ -135,8 +136,8 @@ class Host(ABC):
         self.device = device_of(self.decoder.model.embed_tokens)
         self.dtype = self.decoder.head.weight.dtype
         kinds = {"keys", "features", "block_states", "cls_states", "cls_attention", "received_attention"}
-        kinds |= {"frame_vectors", "cls_rank", "glimpse_query", "tower_levels"}
-        kinds |= {*DECODER_KINDS, *DECODE_KINDS}
+        kinds |= {"frame_vectors", "cls_rank", "glimpse_query", "tower_levels", "spoken"}
+        kinds |= {*DECODER_KINDS, *DECODE_KINDS, ANSWER_KIND}
         kinds |= {"attention_map"} if self.tower.merge == 1 else set()  # of tokens, which units of patches have not
         beside = {"question", "text_similarity", "frame_similarity", "phrase_similarity"} if text else set()
         self.signals = frozenset(kinds | beside)
@@ -216,7 +217,6 @@ class Host(ABC):
             raise HostError(f"{self.name}: only its configuration was read, it cannot run")
         return Pass(self, self.inputs.rows(images, questions))
 
-    def pixels(self, views: Sequence[View]) -> Tensor:
     def stream(
         self,
         video: Video,
@@ -247,6 +247,7 @@ class Host(ABC):
         chosen = self.make("projector", method) if isinstance(method, str) else method
         return stream(self, video, question, chosen, keep, memory, frames, window)
 
+    def pixels(self, views: Sequence[View]) -> Tensor:
         """(B, 3, H, W) normalised views of equal size, in the model's dtype."""
         return self.inputs.pixels(views).to(self.device, self.dtype)
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from foveate.compressors.base import KVCache, KVReducer, KVReduction, apply_kv
+from foveate.compressors.base import KVReducer, apply_kv
 from foveate.models.decode_signals import Reader
 from foveate.models.decoder import LayerCache
-from foveate.models.errors import CountMismatch
+from foveate.models.errors import HostError
 from foveate.models.ledger import method_flops
-from foveate.models.ragged import exists, packed
+from foveate.models.ragged import packed
+from foveate.models.reselect import Reads, checked, looks_at
 from foveate.models.visual import groups
 from foveate.plans.plan import keep_count
 
@@ -39,7 +40,8 @@ class _Kept:
 def shrink(of: Pass, caches: Sequence[LayerCache], choices: Choices) -> list[LayerCache]:
     """Each layer's cache after each row's method, in memory of its own; text entries stay. Charges the rows' ledgers.
 
-    Layer inputs, which signals are read from, are let go.
+    Where a method reselects, all entries stay, and the cache says how they are read. Layer inputs, which signals
+    are read from, are let go.
 
     Args:
         of: the pass.
@@ -50,7 +52,8 @@ def shrink(of: Pass, caches: Sequence[LayerCache], choices: Choices) -> list[Lay
     """
     reader = Reader(of, caches)
     made = [_layer(of, reader, layer, choices) for layer in range(len(caches))]
-    return [replace(cache, stream=None, normed=None) for cache in made]
+    reads = _reads(of, caches, choices)
+    return [replace(cache, stream=None, normed=None, reads=each) for cache, each in zip(made, reads, strict=True)]
 
 
 def due(method: KVReducer | None, n: int, ratio: float, layer: int, depth: int, heads: int, last: int) -> list[int]:
@@ -76,14 +79,15 @@ def _layer(of: Pass, reader: Reader, layer: int, choices: Choices) -> LayerCache
     length, n, last = cache.length.tolist(), cache.n.tolist(), reader.caches[-1].n.tolist()
     k, wanted = cache.keys.shape[1], {}
     for row, (method, ratio) in enumerate(choices):
-        if budgets := due(method, n[row], ratio, layer, of.host.decoder_depth, k, last[row]):
+        budgets = due(method, n[row], ratio, layer, of.host.decoder_depth, k, last[row])
+        if budgets and not method.reselects:
             same = (tuple(budgets), n[row], keep_count(n[row], ratio), reader.standing(layer, row))
             wanted[row] = (method, *same)
     for (method, budgets, many, count, _), members in groups(list(wanted.values())):
         rows = torch.tensor([list(wanted)[m] for m in members], device=cache.keys.device)
         view = reader.view(method, layer, rows)
         reduction = method.reduce(view, count)
-        heads = _checked(method, reduction, view, budgets)
+        heads = checked(method, reduction, view, budgets)
         for row in rows.tolist():
             flops = method_flops(method, of.host.shape, "decode", many, count, length[row] - many)
             of.ledger[row].add("decode", method.name, flops)
@@ -93,6 +97,45 @@ def _layer(of: Pass, reader: Reader, layer: int, choices: Choices) -> LayerCache
             weight = every.gather(-1, reduction.keep.clamp(min=0)).masked_fill(reduction.keep < 0, 1)
         made.append(_Kept(rows, apply_kv(reduction, view.keys), apply_kv(reduction, view.values), weight, heads))
     return _rebuilt(cache, made) if made else cache
+
+
+def _reads(of: Pass, caches: Sequence[LayerCache], choices: Choices) -> list[Reads | None]:
+    """How each layer is read where a row's method reselects. Raises: HostError where it thins a layer too early."""
+    depth, heads = len(caches), caches[0].keys.shape[1]
+    n = list(zip(*(cache.n.tolist() for cache in caches), strict=True))  # of each row, of each layer
+    methods: list[KVReducer | None] = [None] * len(choices)
+    counts = [[0] * depth for _ in choices]
+    for row, (method, ratio) in enumerate(choices):
+        if method is None or not method.reselects:
+            continue
+        budgets = [due(method, n[row][layer], ratio, layer, depth, heads, n[row][-1]) for layer in range(depth)]
+        thinned = [layer for layer, each in enumerate(budgets) if each]
+        if thinned and thinned[0] <= looks_at(method, depth):
+            raise HostError(f"{method.name}: thins layer {thinned[0]}, and looks at layer {looks_at(method, depth)}")
+        if thinned:
+            methods[row], counts[row] = method, [each[0] if each else 0 for each in budgets]
+    if not any(methods):
+        return [None] * depth
+    seed = torch.tensor([row.seed for row in of.rows])
+    made = []
+    for layer, cache in enumerate(caches):
+        source = torch.full_like(cache.stream.entry, -1)
+        for row, method in enumerate(methods):
+            if method is not None:
+                looked = caches[looks_at(method, depth)]
+                own, there = (c.stream.entry[row, : int(c.length[row])].to(source.device) for c in (cache, looked))
+                source[row, : len(own)] = _where(own, there)
+        parts = (cache.stream.visual, source, cache.length, seed.to(source.device))
+        made.append(Reads(tuple(methods), tuple(each[layer] for each in counts), *parts))
+    return made
+
+
+def _where(own: Tensor, there: Tensor) -> Tensor:
+    """Where entries of one layer stand among those of another, both ascending; -1 = nowhere."""
+    if torch.equal(own, there):
+        return torch.arange(len(own), device=own.device)
+    at = torch.searchsorted(there, own).clamp(max=len(there) - 1)
+    return at.masked_fill(there[at] != own, -1)
 
 
 def _rebuilt(cache: LayerCache, made: Sequence[_Kept]) -> LayerCache:
@@ -119,24 +162,3 @@ def _rebuilt(cache: LayerCache, made: Sequence[_Kept]) -> LayerCache:
     if not same:
         keys, values = packed(keys, heads), packed(values, heads)
     return LayerCache(keys, values, heads.amax(1), cache.next_place, n, None, weight, heads=None if same else heads)
-
-
-def _checked(method: KVReducer, reduction: KVReduction, view: KVCache, budgets: Sequence[int]) -> Tensor:
-    """(b, K) entries that stay in each head. Raises: CountMismatch."""
-    keep, s = reduction.keep, view.visual.numel()
-    if keep.shape[:2] != view.keys.shape[:2]:
-        raise CountMismatch(f"{method.name}: kept {tuple(keep.shape)} of a cache {tuple(view.keys.shape)}")
-    m, text = keep.shape[2], s - int(view.visual.sum())
-    heads = torch.full(keep.shape[:2], m, device=keep.device) if reduction.count is None else reduction.count
-    used = exists(heads, m)
-    in_range = bool(((keep >= 0) & (keep < s) | ~used).all()) and bool(((keep < 0) | used).all())
-    ascending = bool(((keep[..., 1:] > keep[..., :-1]) | ~used[..., 1:]).all())
-    words = (~view.visual)[keep.clamp(0, s - 1)] & used
-    if not in_range or not ascending or not bool((words.sum(-1) == text).all()):
-        raise CountMismatch(f"{method.name}: kept {tuple(keep.shape)} must ascend and hold all {text} text entries")
-    visual, limit = heads - text, torch.tensor(budgets, device=keep.device)
-    if bool((visual > limit).any()) or (bool((visual < limit).any()) and not method.adaptive):
-        raise CountMismatch(
-            f"{method.name}: kept {visual.tolist()} visual entries; asked for {list(budgets)} in each row"
-        )
-    return heads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from foveate.compressors.base import Compressor, Grid
@@ -275,21 +276,43 @@ def charge_cache(ledger: Ledger, shape: HostShape, entries: Entries) -> None:
     ledger.kv_bytes_end = kv_bytes(shape.decoder, list(entries), shape.bytes_per_value)
 
 
-def charge_answer(ledger: Ledger, shape: HostShape, entries: Entries, generated: int) -> None:
-    """Decoding of `generated` tokens behind a cache: the first comes from the prompt's own logits."""
-    longest, more = [widest(each) for each in entries], max(0, generated - 1)
+@dataclass(frozen=True)
+class Reading:
+    """What a token of the answer reads of a cache that stays whole, where a method reselects.
+
+    Attributes:
+        entries: of each layer.
+        looked_at: entries of the layer whose attention the method goes by: one row of it is made anew for each token.
+    """
+
+    entries: tuple[int, ...]
+    looked_at: int
+
+
+def charge_answer(
+    ledger: Ledger, shape: HostShape, entries: Entries, generated: int, reading: Reading | None = None
+) -> None:
+    """Decoding of `generated` tokens behind a cache: the first comes from the prompt's own logits.
+
+    Bytes are those of all `entries`; FLOPs those of what is read (None = all).
+    """
+    longest, more = [widest(each) for each in (reading.entries if reading else entries)], max(0, generated - 1)
     for step in range(more):
+        if reading:
+            ledger.add("answer", "signals", received_flops(shape.decoder, reading.looked_at + step + 1, 1))
         ledger.add("answer", "layers", sum(decode_block(shape.decoder, e + step) for e in longest))
         ledger.add("answer", "layers", sum(decoder_other(shape.decoder, 1, e + step) for e in longest), "other")
         ledger.add("answer", "head", lm_head(shape.decoder, 1))
     charge_cache(ledger, shape, [e + more if isinstance(e, int) else [head + more for head in e] for e in entries])
 
 
-def charge_answers(ledger: Ledger, shape: HostShape, entries: Entries, generated: Sequence[int]) -> None:
+def charge_answers(
+    ledger: Ledger, shape: HostShape, entries: Entries, generated: Sequence[int], reading: Reading | None = None
+) -> None:
     """Sequences that run side by side, so many tokens each, every one behind a copy of the cache."""
     held = 0
     for each in generated:
-        charge_answer(ledger, shape, entries, each)
+        charge_answer(ledger, shape, entries, each, reading)
         held += ledger.kv_bytes_end
     ledger.kv_bytes_end = held
 
@@ -303,7 +326,10 @@ def charge_turn(ledger: Ledger, shape: HostShape, entries: Entries, fed: int) ->
     charge_cache(ledger, shape, [e + fed if isinstance(e, int) else [head + fed for head in e] for e in entries])
 
 
-def charge_score(ledger: Ledger, shape: HostShape, entries: Entries, fed: int) -> None:
-    """One teacher-forced pass of `fed` answer tokens behind a cache."""
+def charge_score(ledger: Ledger, shape: HostShape, entries: Entries, fed: int, reading: Reading | None = None) -> None:
+    """One teacher-forced pass of `fed` answer tokens behind a cache: where a method reselects, masks hide what each
+    does not read."""
+    if reading:
+        ledger.add("score", "signals", received_flops(shape.decoder, reading.looked_at + fed, fed))
     ledger.add("score", "layers", sum(decoder_block(shape.decoder, fed, widest(e)) for e in entries))
     ledger.add("score", "head", lm_head(shape.decoder, fed))

@@ -285,11 +285,12 @@ class Pass(Books):
 
     @_graded
     def choose_decode(self, compressor: Methods = None, keep: Keeps = 1.0) -> None:
-        """Stage `decode`: shrinks the cache of every layer; `score` and `decode` go on from what is left."""
+        """Stage `decode`: shrinks the cache of every layer, or says how tokens of an answer read it (`reselects`);
+        `score` and `decode` go on from what is left."""
         self._reach("decode")
         self._caches = shrink(self, self._caches, self._choices("decode", compressor, keep))
         self._opened.caches = list(self._caches)  # nobody holds what has gone
-        left = [cache.n.tolist() for cache in self._caches]
+        left = [cache.shown for cache in self._caches]
         self.counts["decode_layers"] = [[layer[row] for layer in left] for row in range(len(self))]
         for row, entries in enumerate(self.cached):
             ledger.charge_cache(self.ledger[row], self.host.shape, entries)

@@ -38,7 +38,7 @@ def follow(of: Pass, questions: Sequence[str], replies: Sequence[str] | None) ->
     device, cached = other.logits.device, other.cached
     new = [row.ids[len(old.ids) :].tolist() for row, old in zip(rows, of.rows, strict=True)]
     ids, length = padded(new, device)
-    run = Continuation(host.decoder, other.caches, torch.arange(b, device=device))
+    run = Continuation(host.decoder, other.caches, torch.arange(b, device=device), answers=False)
     x = run.feed(ids, length)
     for ledger, entries, fed in zip(other.ledger, cached, new, strict=True):
         charge_turn(ledger, host.shape, entries, len(fed))

@@ -8,6 +8,7 @@ import torch
 
 from foveate.compressors.base import KVCache, KVReducer, KVReduction
 from foveate.compressors.chance import uniform
+from foveate.compressors.choosing import best_entries
 from foveate.compressors.registry import register
 
 
@@ -35,7 +36,4 @@ class RandomCache(KVReducer):
 
     def plan(self, cache: KVCache, count: int) -> KVReduction:
         entries = torch.arange(cache.visual.shape[0], device=cache.visual.device)
-        score = uniform(cache.seed.unsqueeze(1), entries).masked_fill(~cache.visual, torch.inf)  # (B, S)
-        stay = entries.shape[0] - int(cache.visual.sum()) + count
-        keep = score.argsort(dim=-1, descending=True, stable=True)[:, :stay].sort(dim=-1).values
-        return KVReduction(keep.unsqueeze(1).expand(-1, cache.keys.shape[1], -1))
+        return best_entries(uniform(cache.seed.unsqueeze(1), entries), cache, count)

@@ -22,6 +22,7 @@ def build_cache(
     every["recent_attention"] = torch.rand(batch, heads, entries, generator=other)
     every["survivors"] = (torch.rand(batch, entries, generator=other) > 0.4).float()
     every["frame_relevance"] = torch.rand(batch, entries, generator=other)
+    every["answer_attention"] = torch.rand(batch, entries, generator=other)
     random_keys = torch.randn(batch, heads, entries, dim, generator=generator)
     where = torch.arange(entries)
     return KVCache(

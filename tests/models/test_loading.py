@@ -32,9 +32,9 @@ def test_a_host_declares_what_it_can_give(hosts):
         *("keys", "features", "block_states", "cls_states", "cls_attention", "received_attention", "attention_map"),
         *("last_query", "unrotated_query", "mean_query", "visual_keys", "wide_keys", "hidden_states", "post_norm"),
         *("question", "text_similarity", "phrase_similarity"),
-        *("frame_vectors", "frame_similarity", "accumulated_attention"),
+        *("frame_vectors", "frame_similarity", "accumulated_attention", "answer_attention"),
         *("recent_attention", "survivors", "frame_relevance", "text_attention", "text_peak", "cls_rank"),
-        *("glimpse_query", "tower_levels"),
+        *("glimpse_query", "tower_levels", "spoken"),
     }
     assert "text_similarity" not in hosts(tower="siglip").signals
     assert (host.grid, host.n_visual, host.encoder_depth, host.decoder_depth) == ((1, 4, 4), 16, 3, 4)

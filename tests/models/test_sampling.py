@@ -86,7 +86,12 @@ class Forced(sampling._Cache):
 @pytest.mark.parametrize("settings", [{"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}, WARM], ids=str)
 @pytest.mark.parametrize(
     ("prefill", "decode"),
-    [("fastv", None), ("pyramiddrop", "mustdrop"), (None, "look_m"), (None, "random")],
+    [
+        ("fastv", None),
+        ("pyramiddrop", "mustdrop"),
+        ("pyramiddrop", "dycoke"),
+        *((None, name) for name in ("look_m", "random", "dycoke")),
+    ],
 )
 def test_behind_compressed_caches_each_step_is_what_teacher_forcing_says(
     monkeypatch, host, tiny, prefill, decode, settings

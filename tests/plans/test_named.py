@@ -18,6 +18,10 @@ def test_the_advised_hybrid_is_shipped_with_and_without_a_learned_projector():
     assert load_plan("learn_to_pool_and_look_once") == Plan.of(projector=("ldpv2", 0.25), decode=("look_m", 0.5))
 
 
+def test_the_two_stages_of_dycoke_are_shipped():
+    assert load_plan("dycoke") == Plan.of(projector=("dycoke", 0.475), decode=("dycoke", 0.3))
+
+
 def test_a_plan_over_two_stages_loads_from_a_path(tmp_path):
     path = tmp_path / "two.yaml"
     path.write_text(
