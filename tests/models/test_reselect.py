@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from fed import one_by_one
 from tiny_words import TALK
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageTextToText
@@ -76,14 +77,6 @@ def slow(model, p, row, fed, first, count, gate):
         hook.remove()
         found.append(model.lm_head(lm.norm(x))[0, -1])
     return torch.stack(found), kept
-
-
-def one_by_one(p, rows, fed):
-    """Logits (R, 1 + Q, V) where tokens (R, Q) come one at a time."""
-    run, found = Continuation(p.host.decoder, p.caches, torch.tensor(rows)), [p.logits[rows]]
-    for token in torch.tensor(fed).T:
-        found.append(p.host.decoder.logits(run.feed(token[:, None])[:, -1]))
-    return torch.stack(found, dim=1)
 
 
 @pytest.mark.parametrize("count", [1, 4, 11])
@@ -317,6 +310,19 @@ def test_the_named_plan_thins_a_video_and_what_is_read_of_it(host, tiny):
         assert alone.generated[0] == p.generated[row]
         assert alone.ledger[0] == p.ledger[row]
         assert host.forecast(plan, p.shapes[row], new_tokens=len(p.generated[row])) == p.ledger[row]
+
+
+def test_layers_on_the_disk_are_looked_at_as_layers_in_memory(folders, tiny):
+    parts = ["vision_tower", "multi_modal_projector", *(f"language_model.{n}" for n in ("embed_tokens", "norm"))]
+    parts += ["language_model.rotary_emb", "language_model.layers.0", "language_model.layers.2"]
+    device = {**{f"model.{part}": "cpu" for part in parts}, "lm_head": "cpu"}
+    device |= {f"model.language_model.layers.{i}": "disk" for i in (1, 3)}
+    found = []
+    for host in (load_host(folders()), load_host(folders(), device=device)):
+        p = asked(host, tiny, 2)
+        p.choose_decode(dycoke(), 0.25)
+        found.append(one_by_one(p, [0, 1], [FED, FED[::-1]]))
+    assert torch.equal(*found)
 
 
 def test_a_method_that_breaks_the_contract_is_refused(host, tiny):
