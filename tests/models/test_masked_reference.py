@@ -38,7 +38,7 @@ def test_dropping_is_masking(pair, tiny, name, rows, keep):
     host, model = pair
     p = masked.run(host, name, [tiny.picture(s) for s in range(rows)], tiny.questions[:rows], keep)
     assert torch.allclose(p.logits, masked.masked_logits(model, p, inputs_of(p)), atol=1e-5)
-    masked.check_counts(p)
+    masked.check_counts(p, name)
     if not make("prefill", name).adaptive:
         assert p.counts["prefill"] == [keep_count(16, keep)] * rows
 

@@ -72,7 +72,7 @@ def test_without_compression_every_turn_is_the_models_own_on_the_whole_conversat
 
 
 @pytest.mark.parametrize("rows", [1, 3], ids=["single", "padded"])
-@pytest.mark.parametrize("name", ["fastv", "feather", "random"])
+@pytest.mark.parametrize("name", ["fastv", "feather", "random", "prunevid"])
 def test_a_turn_behind_a_compressed_prompt_is_the_model_that_never_sees_what_was_dropped(pair, tiny, name, rows):
     host, model, processor = pair
     p = begun(host, tiny, rows, name)

@@ -46,12 +46,15 @@ def masked_logits(model, p, inputs):
     b, s = inputs["input_ids"].shape
     pad = (inputs["attention_mask"] == 0).sum(dim=1)
     masks = []
-    for cache in p.caches:
-        seen = torch.zeros(b, s, dtype=torch.bool)
+    for layer, cache in enumerate(p.caches):
+        seen, ran = torch.zeros(b, s, dtype=torch.bool), torch.zeros(b, s, s, dtype=torch.bool)
         for row in range(b):
-            seen[row, pad[row] + cache.stream.entry[row, : int(cache.length[row])]] = True
-            seen[row, int(pad[row]) + len(p.rows[row].ids) :] = True
-        allowed = (torch.ones(s, s, dtype=torch.bool).tril() & seen[:, None]) | torch.eye(s, dtype=torch.bool)
+            first, end = int(pad[row]), int(pad[row]) + len(p.rows[row].ids)
+            seen[row, first + cache.stream.entry[row, : int(cache.length[row])]] = True
+            seen[row, end:] = True
+            # the prompt itself ran with all, whatever its cache has forgotten since
+            ran[row, first:end, first:end] = all(layer < cut for cut, _ in p.opened.history[row])
+        allowed = (torch.ones(s, s, dtype=torch.bool).tril() & (seen[:, None] | ran)) | torch.eye(s, dtype=torch.bool)
         masks.append(torch.zeros(b, 1, s, s).masked_fill(~allowed[:, None], torch.finfo(torch.float32).min))
     hooks = []
     try:
@@ -64,12 +67,12 @@ def masked_logits(model, p, inputs):
             hook.remove()
 
 
-def check_counts(p):
-    """What a pass says it kept in each layer is what its caches hold."""
-    for row, shown in enumerate(p.counts["layers"]):
-        words = len(p.rows[row].text)
-        assert p.cached[row] == [words + n for n in shown]
-        for cache, n in zip(p.caches, shown, strict=True):
+def check_counts(p, name):
+    """What a pass with a method says it kept in each layer is what its caches hold; all alike where it forgets."""
+    for row, ran in enumerate(p.counts["layers"]):
+        words, held = len(p.rows[row].text), ran[-1:] * len(ran) if make("prefill", name).forgets else ran
+        assert p.cached[row] == [words + n for n in held]
+        for cache, n in zip(p.caches, held, strict=True):
             length = int(cache.length[row])
             assert int(cache.n[row]) == n == int(cache.stream.visual[row, :length].sum())
             assert cache.keys.shape[2] >= length

@@ -31,4 +31,4 @@ def test_dropping_is_masking(pair, kind, tiny, name, rows):
     texts = [processor.apply_chat_template(talk, add_generation_prompt=True, tokenize=False) for talk in talks]
     inputs = processor(images=[Image.fromarray(i) for i in images], text=texts, return_tensors="pt", padding=True)
     assert torch.allclose(p.logits, masked.masked_logits(model, p, inputs), atol=1e-5)
-    masked.check_counts(p)
+    masked.check_counts(p, name)
