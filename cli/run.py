@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveate.cli.reading import PLAN_HELP, check_runs, model_arguments, open_model, read_plan
+from foveate.cli.streaming import check_stream, read_stream, stream_arguments, streamed
 from foveate.cli.text import columns, flops
-from foveate.plans.plan import STAGES, Plan
+from foveate.plans.plan import STAGES, UNCOMPRESSED, Plan
 from foveate.tasks.clip import FRAMES
 
 if TYPE_CHECKING:
@@ -30,8 +31,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--video", metavar="FILE", help="a video instead, or behind the pictures")
     parser.add_argument(
-        "--frames", type=int, default=FRAMES, metavar="N", help=f"of it, at even distances (default: {FRAMES})"
+        "--frames", type=int, metavar="N", help=f"of it, at even distances (default: {FRAMES}; with --stream all)"
     )
+    stream_arguments(parser)
     parser.add_argument("--question", required=True, metavar="TEXT", help="what to ask about it, or about all of them")
     dial = parser.add_mutually_exclusive_group()
     dial.add_argument("--budget", type=float, metavar="SHARE", help="mean cost, as a share of the uncompressed FLOPs")
@@ -57,8 +59,13 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f"--max-new-tokens: {args.max_new_tokens} is below 1")
     if args.plan is not None and (args.controller is not None or args.max_flops is not None):
         raise ValueError("--plan: goes without --controller and --max-flops, it leaves nothing to decide")
-    images = shown_of(args.image, args.video, args.frames)
     plan = None if args.plan is None else read_plan(args.plan)
+    check_stream(args, plan)
+    if args.stream is not None:
+        found = by_stream(args, plan or UNCOMPRESSED)
+        print(json.dumps(found, indent=2) if args.json else table(found))
+        return 0
+    images = shown_of(args.image, args.video, FRAMES if args.frames is None else args.frames)
     controller = None if plan is not None else controller_path(args.controller, args.model)
     if controller is not None:
         load(controller)  # a damaged file is told before the model is loaded
@@ -130,6 +137,19 @@ def by_controller(
     gate = Gate(host, None, controller, **dials)
     answer = gate.answer([list(images)], [question], max_new_tokens)[0]
     return answer, gate.last[0]
+
+
+def by_stream(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
+    """What came out of a video that goes through window by window. Raises: ValueError."""
+    from foveate.tasks import video as videos
+
+    method, keep, memory = read_stream(args.stream, args.memory)
+    many, clips = videos.windows(args.video, args.frames, window=args.window)
+    host = open_model(args.model, args.dtype, args.device, args.learned)
+    answer, record = streamed(
+        host, plan, clips, args.question, method, keep, memory, many, args.window, args.max_new_tokens
+    )
+    return report(answer, record)
 
 
 def by_plan(

@@ -30,7 +30,7 @@ from foveate.compressors.base import Compressor, Grid, Resampled, Streamer, Toke
 from foveate.models.acting import Choices, Keeps, Methods
 from foveate.models.errors import BadInput, CountMismatch, HostError
 from foveate.models.frames import FRAME_KINDS
-from foveate.models.inputs import TEXT, Framed, Row, View, as_rgb
+from foveate.models.inputs import TEXT, Framed, PromptShape, Row, View, as_rgb
 from foveate.models.ledger import Ledger, method_flops
 from foveate.models.passes import Pass
 from foveate.models.visual import VisualState
@@ -81,15 +81,27 @@ class Window:
 
 class Streamed(Pass):
     """A pass that stands behind the projector with a stream's memory: `prefill`, `score`, `decode`, `follow` and
-    `next_turn` go on from there as ever. Nothing of the tower is at hand."""
+    `next_turn` go on from there as ever. Nothing of the tower is at hand.
+
+    Attributes:
+        whole: the row that would show the whole video, for forecasts of what it would have cost.
+    """
+
+    whole: PromptShape
 
     def _choices(self, stage: str, methods: Methods, keeps: Keeps) -> Choices:
         found = super()._choices(stage, methods, keeps)
         for method, _ in found:
-            if method is not None and (gone := method.kinds & FROM_TOWER):
-                kinds = ", ".join(sorted(gone))
-                raise HostError(f"{stage}: {method.name} reads {kinds} off the tower; a stream keeps nothing of it")
+            if method is not None:
+                check_behind(stage, method)
         return found
+
+
+def check_behind(stage: str, method: Compressor) -> None:
+    """Raises: HostError where a method of the decoder cannot follow a stream."""
+    if gone := method.kinds & FROM_TOWER:
+        kinds = ", ".join(sorted(gone))
+        raise HostError(f"{stage}: {method.name} reads {kinds} off the tower; a stream keeps nothing of it")
 
 
 def frames_of(video: Video) -> Iterator[np.ndarray]:
@@ -161,6 +173,7 @@ def _window(host: Host, clip: Clip, frame: int, question: str, ledger: Ledger) -
     for stage, n in p.ledger[0].tokens.items():
         ledger.tokens[stage] = ledger.tokens.get(stage, 0) + n
     views = tuple(View(NO_PIXELS, view.grid) for view in row.views)
+    p.ask = None  # it holds the pass, which holds it: both would wait for the garbage collector
     return Window(p.states["projector"][0], frame, replace(row, pictures=(replace(picture, views=views),)))
 
 
@@ -187,6 +200,7 @@ def row_of(host: Host, row: Row, count: int, seed: int) -> Row:
 def opened(host: Host, row: Row, state: VisualState, ledger: Ledger) -> Streamed:
     """A pass behind the projector: the prompt of `row`, see `row_of`, with these visual tokens in its entries."""
     p = Streamed(host, [row])
+    p.whole = row.shape
     p.stand(state, ledger)
     return p
 
@@ -235,7 +249,9 @@ def stream(
         raise CountMismatch(f"{streamer.name}: holds {made.x.shape[1]} tokens, asked for at most {count}")
     seed = int.from_bytes(digest.digest()[:8], "big") >> 1
     held = remembered(made, (seen, h, w))
-    return opened(host, row_of(host, row, held.n, seed), held, ledger)
+    p = opened(host, row_of(host, row, held.n, seed), held, ledger)
+    p.whole = host.reshaped(row.shape, [(seen, *row.views[0].grid[1:])])
+    return p
 
 
 def _streamer(host: Host, method: Compressor) -> Streamer:

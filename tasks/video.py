@@ -2,6 +2,7 @@
 
     clip = frames("talk.mp4", n=16)               # 16 frames at even distances
     clip = frames("talk.mp4", fps=1.0, n=64)      # one for each second, at most 64
+    many, clips = windows("talk.mp4", fps=1.0)    # the same frames as clips of 16, one at a time
 
 The packets are listed first, without decoding; then only the way to the wanted frames is decoded, frame by frame, and
 nothing but the wanted ones is kept.
@@ -12,7 +13,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -59,17 +62,75 @@ def frames(
         ValueError: neither `n` nor `fps`, or one that is not positive.
         VideoError: not there, no video of a known format, damaged, or too many pixels.
     """
-    if n is None and fps is None:
+    place, index, which = _listed(path, n, fps, side, root)
+    with _told(path):
+        return _clip(_wanted(place, index, which.tolist()), index, which, side)
+
+
+def windows(
+    path: str | Path,
+    n: int | None = None,
+    fps: float | None = None,
+    *,
+    window: int = 16,
+    side: int | None = None,
+    root: str | Path | None = None,
+) -> tuple[int, Iterator[Clip]]:
+    """How many frames `frames` would give, and these frames as clips of so many each, the last one fewer.
+
+    A clip is decoded when it is asked for, and nothing of those before is kept: what is held is one clip, and the times
+    of the file's frames.
+
+    Args:
+        path: as in `frames`, like `n`, `fps`, `side` and `root`; neither `n` nor `fps` = all frames.
+        n: see there.
+        fps: see there.
+        window: frames of a clip.
+        side: see there.
+        root: see there.
+    Raises:
+        ValueError, VideoError: as `frames`; of damage further on, when its clip is asked for.
+    """
+    if window < 1:
+        raise ValueError(f"windows: window = {window} must be positive")
+    place, index, which = _listed(path, n, fps, side, root, every=True)
+    return len(which), _clips(path, place, index, which, window, side)
+
+
+def _clips(
+    path: str | Path, place: Path, index: _Index, which: np.ndarray, window: int, side: int | None
+) -> Iterator[Clip]:
+    wanted = _wanted(place, index, which.tolist())
+    for first in range(0, len(which), window):
+        with _told(path):
+            clip = _clip(wanted, index, which[first : first + window], side)
+        yield clip
+        del clip  # or it would be here while the next one is decoded
+
+
+def _listed(
+    path: str | Path, n: int | None, fps: float | None, side: int | None, root: str | Path | None, every: bool = False
+) -> tuple[Path, _Index, np.ndarray]:
+    """The file, its index, and which frames are asked for. Raises: see `frames`."""
+    if n is None and fps is None and not every:
         raise ValueError("frames: give n, fps or both")
     for name, value in (("n", n), ("fps", fps), ("side", side)):
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"frames: {name} = {value} must be positive")
-    try:
+    with _told(path):
         place = _file(path, root)
         with _opened(place) as container:
             index = _Index.of(container, _stream(container))
-        which = index.evenly(n) if fps is None else index.at_rate(fps, n)
-        return Clip(_read(place, index, which, side), index.seconds[which], index.duration, len(index.seconds))
+        if fps is None:
+            return place, index, index.evenly(len(index.seconds) if n is None else n)
+        return place, index, index.at_rate(fps, n)
+
+
+@contextmanager
+def _told(path: str | Path) -> Iterator[None]:
+    """Whatever goes wrong with a file while this lasts is a `VideoError` that names it."""
+    try:
+        yield
     except VideoError as error:
         raise VideoError(f"video {str(path)!r}: {error}") from None
     except (av.FFmpegError, OSError, ValueError, OverflowError) as error:  # whatever a hostile file makes of numbers
@@ -184,10 +245,16 @@ class _Index:
         return which if most is None else which[middles(most, len(which))]
 
 
-def _read(place: Path, index: _Index, which: np.ndarray, side: int | None) -> np.ndarray:
-    """(T, H, W, 3) uint8: the frames at these places. Raises: VideoError."""
+def _clip(wanted: Iterator[VideoFrame], index: _Index, which: np.ndarray, side: int | None) -> Clip:
+    """The frames at these places, the next ones that are wanted. Raises: VideoError."""
+    frames = _read(islice(wanted, len(which)), index, which, side)
+    return Clip(frames, index.seconds[which], index.duration, len(index.seconds))
+
+
+def _read(wanted: Iterator[VideoFrame], index: _Index, which: np.ndarray, side: int | None) -> np.ndarray:
+    """(T, H, W, 3) uint8. Raises: VideoError."""
     out: np.ndarray | None = None
-    for number, frame in enumerate(_wanted(place, index, which.tolist())):
+    for number, frame in enumerate(wanted):
         if frame.is_corrupt:
             raise VideoError(f"is damaged at {index.seconds[which[number]]:.3f} s")
         if out is None:

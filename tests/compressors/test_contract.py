@@ -34,6 +34,7 @@ HEADINGS = ("Paper", "Code", "Formula", "Shapes", "Cost", "Differs", "Args", "Ra
 COUNTS = (1, 5, 11, 12)
 GRIDS = [(1, 3, 4), (1, 5, 7), (1, 1, 9), (1, 7, 3), (1, 4, 4)]
 VIDEO_GRIDS = [(3, 2, 2), (4, 1, 3), (2, 3, 5)]
+MAKERS = (Resampler, Streamer)  # of new tokens
 
 
 def label(value):
@@ -273,7 +274,7 @@ class TestReducers:
 
 
 class TestResamplers:
-    @pytest.mark.parametrize(("key", "grid", "count"), cases(Resampler), ids=label)
+    @pytest.mark.parametrize(("key", "grid", "count"), cases(*MAKERS), ids=label)
     def test_gives_the_asked_number_of_finite_tokens(self, key, grid, count, tokens_for):
         tokens = tokens_for(key, grid, batch=2)
         made = ready(key, grid).resample(tokens, count)
@@ -283,7 +284,7 @@ class TestResamplers:
             t, h, w = made.grid_out
             assert t * h * w == count
 
-    @pytest.mark.parametrize("key", of(Resampler), ids=label)
+    @pytest.mark.parametrize("key", of(*MAKERS), ids=label)
     def test_refuses_a_count_that_is_not_reachable(self, key, tokens_for):
         for grid in grids(key):
             method, total = ready(key, grid), grid[0] * grid[1] * grid[2]
@@ -291,7 +292,7 @@ class TestResamplers:
                 with pytest.raises(ValueError, match=f"{key[1]}: count {count}"):
                     method.resample(tokens_for(key, grid), count)
 
-    @pytest.mark.parametrize(("key", "grid", "count"), cases(Resampler), ids=label)
+    @pytest.mark.parametrize(("key", "grid", "count"), cases(*MAKERS), ids=label)
     def test_a_row_ignores_its_batch_mates_and_two_calls_agree(self, key, grid, count, tokens_for):
         both, method = tokens_for(key, grid, batch=2), ready(key, grid)
         together = method.resample(both, count)
@@ -302,21 +303,21 @@ class TestResamplers:
             assert torch.equal(together.position[index], alone.position[0])
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-    @pytest.mark.parametrize("key", of(Resampler), ids=label)
+    @pytest.mark.parametrize("key", of(*MAKERS), ids=label)
     def test_half_precision_gives_finite_tokens_of_that_type(self, key, dtype, tokens_for):
         grid = grids(key)[0]
         method = ready(key, grid)
         made = method.resample(tokens_for(key, grid, dtype=dtype), method.reachable(grid)[0])
         assert made.x.dtype == dtype and made.x.isfinite().all()
 
-    @pytest.mark.parametrize("key", of(Resampler), ids=label)
+    @pytest.mark.parametrize("key", of(*MAKERS), ids=label)
     def test_a_missing_signal_is_named(self, key, tokens_for):
         method = ready(key)
         for kind in {signal.kind for signal in method.signals(ANY_DEPTH)}:
             with pytest.raises(MissingSignal, match=f"{key[1]}.*{kind}"):
                 method.resample(without(tokens_for(key), kind), method.reachable((1, 3, 4))[0])
 
-    @pytest.mark.parametrize(("key", "grid", "count"), cases(Resampler), ids=label)
+    @pytest.mark.parametrize(("key", "grid", "count"), cases(*MAKERS), ids=label)
     def test_flops_are_those_of_its_matrix_products(self, key, grid, count, tokens_for, matrix_flops):
         tokens, method = tokens_for(key, grid, batch=2), ready(key, grid)
         measured = matrix_flops(lambda: method.resample(tokens, count)) / 2

@@ -18,6 +18,7 @@ CASES = [
     (Plan.of(outside=("chat_univi", 14 / 64)), 14),
     (Plan.of(projector=("longvlm", 15 / 64)), 15),
     (Plan.of(outside=("testa", 24 / 64)), 24),
+    (Plan.of(projector=("moviechat", 2 / 4)), 32),
     (Plan.of(encoder=("testa", 0.5)), 32),
     *((Plan.of(projector=(name, keep)), round(64 * keep)) for name, keep in LEARNED.items()),
 ]

@@ -11,7 +11,7 @@ import pytest
 
 from foveate.tasks import video
 from foveate.tasks.base import TaskDataError
-from foveate.tasks.video import VideoError, frames
+from foveate.tasks.video import VideoError, frames, windows
 
 pytestmark = pytest.mark.fast
 KINDS = {
@@ -314,3 +314,46 @@ def test_the_same_call_gives_the_same_frames(kinds):
     for path in kinds.values():
         one, two = (frames(path, n=7, side=40) for _ in range(2))
         assert np.array_equal(one.frames, two.frames) and np.array_equal(one.seconds, two.seconds)
+
+
+@pytest.mark.parametrize("window", [1, 4, 50])
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi", "raw.h264"])
+def test_windows_are_the_same_frames_one_clip_at_a_time(kinds, name, window):
+    whole = frames(kinds[name], n=13)
+    many, clips = windows(kinds[name], n=13, window=window)
+    parts = list(clips)
+    assert many == 13 and [len(part.frames) for part in parts[:-1]] == [window] * (len(parts) - 1)
+    assert np.array_equal(np.concatenate([part.frames for part in parts]), whole.frames)
+    assert np.array_equal(np.concatenate([part.seconds for part in parts]), whole.seconds)
+    assert {(part.duration, part.total) for part in parts} == {(whole.duration, whole.total)}
+
+
+def test_windows_without_a_number_are_all_frames_and_hold_one_clip(long):
+    import tracemalloc
+
+    def held(n):
+        tracemalloc.start()
+        try:
+            assert sum(len(clip.frames) for clip in windows(long, n, window=5)[1]) == (n or 150)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    held(5)
+    assert held(None) < 1.5 * held(30)  # 120 frames more would be a megabyte, six times as much
+    assert [numbers(clip)[0] for clip in windows(long, window=20)[1]] == [20 * i % 21 for i in range(8)]
+
+
+def test_what_is_wrong_with_windows_is_told_at_once_or_when_the_clip_comes(kinds, folder):
+    with pytest.raises(ValueError, match="windows: window = 0 must be positive"):
+        windows(kinds["a.mp4"], window=0)
+    with pytest.raises(VideoError, match=r"^video .*nothing.mp4': no such file$"):
+        windows(folder / "nothing.mp4")
+    large = windows(kinds["a.mp4"], window=20)[1]
+    before, video.MAX_CLIP_PIXELS = video.MAX_CLIP_PIXELS, 19 * 64 * 48
+    try:
+        with pytest.raises(VideoError, match=r"^video .*a.mp4': 20 frames of 64 x 48 pixels are above the limit"):
+            next(large)
+        assert len(next(windows(kinds["a.mp4"], window=19)[1]).frames) == 19
+    finally:
+        video.MAX_CLIP_PIXELS = before
