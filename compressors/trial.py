@@ -67,6 +67,7 @@ def random_tokens(
         "hidden_states": torch.randn(batch, n, dim, generator=decoder),
         "post_norm": torch.randn(batch, n, dim, generator=decoder),
         "glimpse_query": softmax(batch, 1, n, source=torch.Generator().manual_seed(seed + 8)).log(),  # of one head
+        "spoken": torch.randn(batch, dim, generator=torch.Generator().manual_seed(seed + 10)),
         "tower_levels": torch.randn(batch, LEVELS, n, dim, generator=torch.Generator().manual_seed(seed + 9)),
         "text_attention": torch.rand(batch, 2, n, generator=torch.Generator().manual_seed(seed + 4)),
         "text_peak": torch.rand(batch, n, generator=torch.Generator().manual_seed(seed + 10)),

@@ -23,6 +23,7 @@ from foveate.models.tower import EncoderGroup
 from foveate.models.visual import carry_signal, groups, on_grid
 
 if TYPE_CHECKING:
+    from foveate.models.decoder import Stream
     from foveate.models.passes import Pass
 
 STATES = "block_states"
@@ -245,6 +246,10 @@ class Asker:
                 for row in rows.tolist():
                     flops = glimpse_flops(self.host.shape.decoder, prefill.entries[row][signal.layer], signal.layer)
                     self.of.ledger[row].add("prefill", "signals", flops)
+            if signal.kind == "spoken":
+                stream = prefill.caches[signal.layer].stream
+                made = [self._spoken(compressor, stream, row) for row in rows.tolist()]
+                out[signal.key] = torch.stack(made).to(rows.device)
             if signal.kind == "tower_levels":
                 out[signal.key] = torch.stack([self._levels(prefill, row) for row in rows.tolist()]).to(rows.device)
             if signal.kind in FRAME_KINDS:
@@ -265,6 +270,12 @@ class Asker:
             self._ranks[row] = torch.cat(maps)
         position = prefill.stream.position[row, prefill.stream.visual[row]].to(self._ranks[row].device)
         return self._ranks[row][position.clamp(min=0)].masked_fill(position < 0, 1)
+
+    def _spoken(self, compressor: Reducer, stream: Stream, row: int) -> Tensor:
+        """(D,) what a method makes of one row's words."""
+        words = stream.x[row, : int(stream.length[row])][~stream.visual[row, : int(stream.length[row])]]
+        self.of.ledger[row].add("prefill", "signals", compressor.spoken_flops(len(words)))
+        return compressor.spoken(words)
 
     def _levels(self, prefill: Prefill, row: int) -> Tensor:
         """(4, n, C) what blocks of the tower made of one row's visual tokens; kept anyway, so free of charge."""

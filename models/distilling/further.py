@@ -49,7 +49,28 @@ def glimpsed(method: Learned, batch: Batch, answers: Answers, rows: Sequence[int
     return losses | {"glimpse_mask": torch.stack(looks).sum() / len(rows)}
 
 
-FURTHER: dict[str, Callable[[Learned, Batch, Answers, Sequence[int]], dict[str, Tensor]]] = {"glimpse": glimpsed}
+def attended(method: Learned, batch: Batch, answers: Answers, rows: Sequence[int]) -> dict[str, Tensor]:
+    """How far a method's scores are from the attention that answers pay visual tokens in the decoder's middle layer.
+
+    Cross-entropy of that attention, all tokens in place, with the softmax of the method's logits.
+
+    Args:
+        method: has `logits` and one site.
+        batch: whose teacher has read the prompts.
+        answers: of all rows.
+        rows: which rows learn.
+    """
+    found = []
+    for each in _alike(batch, rows):
+        tokens, index, _ = _seen(method, batch, each)
+        attention = _attended(batch, answers, index, batch.host.decoder.depth // 2)
+        share = attention / attention.sum(1, keepdim=True)
+        found.append(-(share * method.logits(tokens).log_softmax(1)).sum())
+    return {"attended": torch.stack(found).sum() / len(rows)}
+
+
+Further = Callable[[Learned, Batch, Answers, Sequence[int]], dict[str, Tensor]]
+FURTHER: dict[str, Further] = {"glimpse": glimpsed, "attended": attended}
 """Names in `Learned.further` -> losses by name, each of weight 1."""
 
 
@@ -77,16 +98,23 @@ def _alike(batch: Batch, rows: Sequence[int]) -> list[list[int]]:
     return [[rows[m] for m in members] for _, members in groups(keys)]
 
 
-def _look(method: Learned, batch: Batch, answers: Answers, rows: Sequence[int]) -> Tensor:
-    """Sum of the mask's loss over rows that are alike."""
+def _seen(method: Learned, batch: Batch, rows: Sequence[int]) -> tuple[Tokens, Tensor, int]:
+    """Visual tokens of rows that are alike as a method would get them, the rows, and the layer before which."""
     p, index = batch.teacher, torch.tensor(rows, device=batch.teacher.opened.stream.x.device)
-    opened, depth = p.opened, batch.host.decoder.depth
+    opened, stream = p.opened, p.opened.stream
     n, grid = opened.visual[rows[0]][0], opened.grids[rows[0]]
-    layer = method.sites(n, n - 1, depth)[0][0]
-    stream = opened.stream
+    layer = method.sites(n, n - 1, batch.host.decoder.depth)[0][0]
     at = (index[:, None], stream.visual[index].nonzero()[:, 1].view(len(rows), n))
     signals = p.ask.in_prefill(opened, method, index, layer)
     tokens = Tokens(stream.x[at], stream.size[at], stream.position[at], grid, opened.seeds[index], signals)
+    return tokens, index, layer
+
+
+def _look(method: Learned, batch: Batch, answers: Answers, rows: Sequence[int]) -> Tensor:
+    """Sum of the mask's loss over rows that are alike."""
+    p, (tokens, index, layer) = batch.teacher, _seen(method, batch, rows)
+    stream, grid, n = p.opened.stream, tokens.grid, tokens.n
+    at = (index[:, None], stream.visual[index].nonzero()[:, 1].view(len(rows), n))
     wanted = holding(_attended(batch, answers, index, layer - 1), grid)
     for number, row in enumerate(rows):
         lesson = batch.lessons[row]

@@ -22,6 +22,11 @@ def test_the_two_stages_of_dycoke_are_shipped():
     assert load_plan("dycoke") == Plan.of(projector=("dycoke", 0.475), decode=("dycoke", 0.3))
 
 
+def test_the_synthesizer_and_the_selector_of_video_xl_pro_are_shipped():
+    wanted = Plan.of(projector=("video_xl_pro", 0.0625), prefill=("video_xl_pro", 0.7))
+    assert load_plan("video_xl_pro") == wanted
+
+
 def test_a_plan_over_two_stages_loads_from_a_path(tmp_path):
     path = tmp_path / "two.yaml"
     path.write_text(
