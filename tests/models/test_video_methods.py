@@ -78,9 +78,8 @@ class Films:
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_a_method_for_videos_is_distilled_on_videos(fresh, folders, tiny, name, tmp_path):
-    run = Run(
-        fresh, name, Films(tiny.questions), Settings(steps_a=2, steps_b=1, batch=3, held_out=2), tmp_path / "work"
-    )
+    settings = Settings(steps_a=2, steps_b=1, batch=3, held_out=2)
+    run = Run(fresh, f"projector:{name}", Films(tiny.questions), settings, tmp_path / "work")
     before = {key: value.clone() for key, value in run.network.state_dict().items()}
     run.train()
     assert any(not before[key].equal(value) for key, value in run.network.state_dict().items())
