@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from foveate.cli.text import columns
 if TYPE_CHECKING:
     from foveate.models.distilling.judge import Figure
     from foveate.models.distilling.lessons import Lessons
-    from foveate.models.distilling.recipe import Progress, Run
+    from foveate.models.distilling.recipe import Learn, Progress, Run
 
 EXAMPLE = "foveate distill ldpv2 --model reference --data tasks --steps-a 200 --steps-b 400 --out runs/learned"
 
@@ -43,21 +44,31 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         ("held-out", "rows that judge the result"),
     ):
         parser.add_argument(f"--{name}", type=int, metavar="N", help=about)
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="Ray actors that share each step's rows, on a GPU each where --device is cuda; 0 = this process (default)",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the work folder")
 
 
 def main(args: argparse.Namespace) -> int:
     """Trains, and prints how the result compares with average pooling."""
     lessons = lessons_of(args.data, args.images)
-    from foveate.models.distilling.recipe import Run, settings_of
+    from foveate.models.distilling.recipe import Run
+    from foveate.models.distilling.settings import settings_of
 
     settings = settings_of(
         steps_a=args.steps_a, steps_b=args.steps_b, batch=args.batch, seed=args.seed, held_out=args.held_out
     )
+    if args.workers < 0:
+        raise ValueError(f"--workers: {args.workers} is below 0")
     host = open_model(args.model, args.dtype, args.device)
     work = Path(args.work or Path("runs/distill") / args.method.replace(":", "-"))
     run = Run(host, args.method, lessons, settings, work, args.resume)
-    with watched(run, work) as watch:
+    with watched(run, work) as watch, shared(run, args) as run.learn:
         run.train([watch])
     path, figures = run.finish(args.out)
     print(table(run.method.name, figures))
@@ -78,6 +89,28 @@ def lessons_of(data: str, images: str | None = None) -> Lessons:
 
 
 @contextmanager
+def shared(run: Run, args: argparse.Namespace) -> Iterator[Learn]:
+    """What gives the gradients of a step: this process, or workers that share its rows."""
+    if not args.workers:
+        yield run.learn
+        return
+    import torch
+
+    from foveate.models import load_host
+    from foveate.rollouts.distilling import Together
+    from foveate.rollouts.ray_pool import RaySettings
+
+    load = partial(load_host, args.model, args.dtype, args.device)
+    on_gpus = float(args.device.startswith("cuda"))
+    ray = RaySettings(args.workers, num_gpus=on_gpus, threads=torch.get_num_threads())
+    crew = Together(load, args.method, run.lessons, run.settings, ray)
+    try:
+        yield crew.learn
+    finally:
+        crew.close()
+
+
+@contextmanager
 def watched(run: Run, work: Path) -> Iterator[Callable[[Progress], None]]:
     """A bar on stderr and TensorBoard scalars; the steps of both stages count on."""
     from rich.console import Console
@@ -85,7 +118,7 @@ def watched(run: Run, work: Path) -> Iterator[Callable[[Progress], None]]:
     from rich.progress import Progress as Bar
     from torch.utils.tensorboard import SummaryWriter
 
-    from foveate.models.distilling.recipe import PARTS
+    from foveate.models.distilling.settings import PARTS
 
     before = {PARTS[0]: 0, PARTS[1]: run.steps(PARTS[0])}
     total, done = sum(run.steps(part) for part in PARTS), before[run.part] + run.step

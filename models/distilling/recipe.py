@@ -17,62 +17,26 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from foveate.compressors.base import STAGES
-from foveate.compressors.learned import DISTILLED, Learned, untrained
+from foveate.compressors.learned import DISTILLED, Learned
 from foveate.compressors.registry import COMPRESSORS, make
 from foveate.models import learned
-from foveate.models.answers import judged
-from foveate.models.distilling.further import FURTHER
 from foveate.models.distilling.judge import Figure, judge
 from foveate.models.distilling.lessons import Lessons
-from foveate.models.distilling.losses import Reconstructor, answer_losses, feature_loss
-from foveate.models.distilling.pairs import Batch, drawn, logits, views
+from foveate.models.distilling.pupil import Pupil
+from foveate.models.distilling.settings import PARTS, Settings
 from foveate.models.errors import HostError
 from foveate.models.host import Host
-from foveate.tasks.splits import stream
 
-PARTS = ("features", "answers")
-CROSS_ENTROPY, ANCHOR = 0.5, 0.1
+Learn = Callable[[Pupil, str, int], tuple[dict[str, float], float]]
 WARM, CLIP, BETAS = 0.03, 1.0, (0.9, 0.98)
 CHECKPOINT = "checkpoint.pt"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """One run.
-
-    Args:
-        steps_a: of the stage "features".
-        steps_b: of the stage "answers".
-        batch: rows of a step.
-        seed: of the network's first weights and of all that is drawn.
-        held_out: rows that judge the result.
-        save_every: steps between checkpoints.
-    Raises:
-        ValueError: a number out of range.
-    """
-
-    steps_a: int = 1000
-    steps_b: int = 2000
-    batch: int = 32
-    seed: int = 0
-    held_out: int = 128
-    save_every: int = 100
-
-    def __post_init__(self) -> None:
-        lowest = {"steps_a": 0, "steps_b": 0, "batch": 1, "seed": 0, "held_out": 1, "save_every": 1}
-        for name, least in lowest.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: {getattr(self, name)} is below {least}")
-        if self.steps_a + self.steps_b < 1:
-            raise ValueError("steps_a and steps_b: are both 0, nothing would be learnt")
 
 
 @dataclass(frozen=True)
@@ -126,27 +90,28 @@ class Run:
         settings: numbers.
         folder: for the checkpoint.
         resume: go on from the checkpoint in it. Without it a folder that holds one is refused.
+        learn: gives a pupil the gradients of a step of a stage, as `Pupil.learn` does; other processes may help.
     Raises:
         ValueError: see `find`; no step to take; a folder that holds another training, or one where nothing was asked
             to go on.
     """
 
     def __init__(
-        self, host: Host, name: str, lessons: Lessons, settings: Settings, folder: str | Path, resume: bool = False
+        self,
+        host: Host,
+        name: str,
+        lessons: Lessons,
+        settings: Settings,
+        folder: str | Path,
+        resume: bool = False,
+        learn: Learn = Pupil.learn,
     ) -> None:
-        self.host, self.lessons, self.settings = host, lessons, settings
+        self.host, self.lessons, self.settings, self.learn = host, lessons, settings, learn
         self.stage, method = find(name, host)
-        self.by_features = STAGES.index(self.stage) < STAGES.index("prefill")
+        self.pupil = Pupil(host, self.stage, method, lessons, settings)
+        self.method, self.steps = self.pupil.method, self.pupil.steps
         if not any(self.steps(part) for part in PARTS):
             raise ValueError(f"steps_b: is 0, and {method.name} learns from answers alone")
-        host.model.requires_grad_(False)
-        if host.text is not None:
-            host.text.model.requires_grad_(False)
-        method = untrained(method, host.widths, host.matrices(), settings.seed)
-        self.method = replace(method, network=method.network.to(host.device, torch.float32).train())
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            self.reconstructor = Reconstructor(host.grid, host.widths.decoder).to(host.device)
         self.path, self.part, self.step = Path(folder) / CHECKPOINT, PARTS[0], 0
         if self.path.exists() and not resume:
             raise ValueError(f"{self.path}: a training already; go on with it (--resume), or choose another folder")
@@ -157,7 +122,7 @@ class Run:
     @property
     def network(self) -> nn.Module:
         """What learns and stays."""
-        return self.method.network
+        return self.pupil.network
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -165,10 +130,6 @@ class Run:
         numbers = {name: getattr(self.settings, name) for name in ("steps_a", "steps_b", "batch", "seed")}
         about = {"method": f"{self.stage}:{self.method.name}", "host": self.host.fingerprint}
         return about | {"data": self.lessons.label} | numbers
-
-    def steps(self, part: str) -> int:
-        """Of a stage of the recipe; features are none of a method that acts inside the decoder."""
-        return (self.settings.steps_a if self.by_features else 0) if part == PARTS[0] else self.settings.steps_b
 
     def train(self, watchers: Iterable[Callable[[Progress], None]] = ()) -> None:
         """The steps that are still to be taken. Raises: FloatingPointError on a loss that is not finite."""
@@ -195,7 +156,7 @@ class Run:
         method = replace(self.method, network=learned.rounded(self.network).eval())
         held = self.lessons.held_out(self.settings.held_out)
         figures = judge(self.host, self.stage, method, held, self.settings.batch) if held else []
-        recipe = ", then ".join(PARTS if self.by_features else PARTS[1:])
+        recipe = ", then ".join(PARTS if self.pupil.by_features else PARTS[1:])
         about = {"recipe": recipe, **self.identity, "figures": [f.to_dict() for f in figures]}
         place = learned.home(self.host) if folder is None else folder
         path = learned.save(place, self.host, self.stage, method.name, self.network, about)
@@ -207,7 +168,7 @@ class Run:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
         state = {"identity": self.identity, "part": self.part, "step": self.step}
-        state |= {name: getattr(self, name).state_dict() for name in ("network", "reconstructor", "optimiser")}
+        state |= self.pupil.state() | {"optimiser": self.optimiser.state_dict()}
         torch.save(state, part)
         os.replace(part, self.path)
 
@@ -218,8 +179,7 @@ class Run:
             if mine.get(name) != value:
                 raise ValueError(f"{self.path}: is of another training: {name} {value!r}, here {mine.get(name)!r}")
         self.part, self.step = saved["part"], saved["step"]
-        for name in ("network", "reconstructor"):
-            getattr(self, name).load_state_dict(saved[name])
+        self.pupil.load({name: saved[name] for name in self.pupil.state()})
         self.optimiser = self._optimiser()
         self.optimiser.load_state_dict(saved["optimiser"])
 
@@ -228,59 +188,22 @@ class Run:
         groups: dict[float, list[nn.Parameter]] = {self.method.rate: []}
         for name, parameter in self.network.named_parameters():
             groups.setdefault(self.method.rate_of(name), []).append(parameter)
-        groups[self.method.rate] += self.reconstructor.parameters()
+        groups[self.method.rate] += self.pupil.reconstructor.parameters()
         self.peaks = list(groups)
         listed = [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
         return torch.optim.AdamW(listed, betas=BETAS, weight_decay=0.0)
 
     def _advance(self) -> Progress:
         """One step."""
-        steps, first = self.steps(self.part), self.step * self.settings.batch
-        offset = PARTS.index(self.part) * self.steps(PARTS[0]) * self.settings.batch  # each stage has its own rows
-        seed = self.settings.seed
-        rows = [self.lessons.lesson(offset + first + i, seed) for i in range(self.settings.batch)]
-        draw = stream("keep", seed, self.part, self.step).random()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream("noise", seed, self.part, self.step).getrandbits(63))
-            losses, keep = self._losses(Batch(self.host, self.stage, rows), draw)
-        if not torch.isfinite(losses["loss"]):
-            raise FloatingPointError(f"{self.part}, step {self.step}: loss is {float(losses['loss'].detach())}")
-        losses["loss"].backward()
+        steps = self.steps(self.part)
+        losses, keep = self.learn(self.pupil, self.part, self.step)
         for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor(self.step, steps)
         nn.utils.clip_grad_norm_([p for group in self.optimiser.param_groups for p in group["params"]], CLIP)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
-        rate = self.optimiser.param_groups[0]["lr"]
-        told = {name: float(value.detach()) for name, value in losses.items()}
-        return Progress(self.part, self.step, steps, rate, keep, told)
-
-    def _losses(self, batch: Batch, draw: float) -> tuple[dict[str, Tensor], float]:
-        """The losses of a batch by name, and the mean keep ratio. Raises: HostError where no row can be compressed."""
-        keeps = [drawn(self.method, shapes, draw) for shapes in batch.shapes]
-        rows = [row for row, keep in enumerate(keeps) if keep < 1]
-        if not rows:
-            raise HostError(f"{self.method.name}: there is no count that it could be trained at on these inputs")
-        student, losses = batch.student(self.stage, self.method, keeps, learning=True), {}
-        if self.by_features:
-            new, old = views(student), views(batch.teacher)
-            lanes = [lane for row in rows for lane in batch.start.lanes[row] if old[lane].n]
-            pick = [[states[lane] for lane in lanes] for states in (new, old)]
-            losses["features"] = feature_loss(*pick, self.reconstructor)
-        if self.part == PARTS[0]:
-            return losses | {"loss": losses["features"]}, sum(keeps) / len(keeps)
-        answers = batch.answers()
-        mine, theirs = (logits(p, answers, rows) for p in (student, batch.teacher))
-        ids, length = answers.ids[rows], answers.length[rows]
-        losses["kl"], _ = answer_losses(mine, theirs, length)
-        logprob, _ = judged(mine, ids, length, self.host.ends)
-        losses["cross_entropy"] = -(logprob / (length + 1)).mean()
-        total = losses["kl"] + CROSS_ENTROPY * losses["cross_entropy"] + ANCHOR * losses.get("features", 0.0)
-        for name in self.method.further:
-            more = FURTHER[name](self.method, batch, answers, rows)
-            total, losses = total + sum(more.values()), losses | more
-        return losses | {"loss": total}, sum(keeps) / len(keeps)
+        return Progress(self.part, self.step, steps, self.optimiser.param_groups[0]["lr"], keep, losses)
 
 
 def factor(step: int, steps: int) -> float:
@@ -289,8 +212,3 @@ def factor(step: int, steps: int) -> float:
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-
-def settings_of(**numbers: int | None) -> Settings:
-    """Settings with the numbers that are given; None = as they are by default."""
-    return Settings(**{**asdict(Settings()), **{name: value for name, value in numbers.items() if value is not None}})

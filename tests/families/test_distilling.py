@@ -15,7 +15,8 @@ from foveate.compressors.registry import make
 from foveate.models import load_host
 from foveate.models.distilling.lessons import Lesson
 from foveate.models.distilling.pairs import Batch, nearest
-from foveate.models.distilling.recipe import Run, Settings
+from foveate.models.distilling.recipe import Run
+from foveate.models.distilling.settings import Settings
 from foveate.models.errors import HostError
 from foveate.plans.plan import Plan
 

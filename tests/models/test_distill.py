@@ -17,7 +17,8 @@ from foveate.models.distilling.judge import Figure, judge
 from foveate.models.distilling.lessons import FileLessons, TaskLessons
 from foveate.models.distilling.losses import Reconstructor, answer_losses, feature_loss
 from foveate.models.distilling.pairs import Batch, drawn, nearest
-from foveate.models.distilling.recipe import PARTS, Run, Settings, factor, find, settings_of
+from foveate.models.distilling.recipe import Run, factor, find
+from foveate.models.distilling.settings import PARTS, Settings, settings_of
 from foveate.models.errors import HostError
 from foveate.models.visual import VisualState
 from foveate.plans.plan import Plan
@@ -220,7 +221,7 @@ def test_the_student_learns_through_the_pass_that_runs_it(fresh, lessons, tmp_pa
 class TestInsideTheTower:
     def test_gradients_reach_the_network_through_the_blocks_behind_each_site(self, fresh, lessons, tmp_path):
         run = Run(fresh, "qg_vtc", lessons, SMALL, tmp_path)
-        assert run.stage == "encoder" and run.by_features
+        assert run.stage == "encoder" and run.pupil.by_features
         batch = Batch(fresh, "encoder", [lessons.lesson(i, 0) for i in range(3)])
         assert batch.shapes == [[(16, (1, 4, 4))]] * 3
         student = batch.student("encoder", run.method, [0.25] * 3, learning=True)
@@ -261,7 +262,7 @@ def test_parameters_may_learn_at_rates_of_their_own(fresh, lessons, tmp_path):
     main, slow = run.optimiser.param_groups
     wanted = {f"layers.{layer}.cross.offset.{part}" for layer in range(6) for part in ("weight", "bias")}
     assert {named[id(p)] for p in slow["params"]} == {"shift", *wanted}
-    assert len(main["params"]) == len(named) - 13 + len(list(run.reconstructor.parameters()))
+    assert len(main["params"]) == len(named) - 13 + len(list(run.pupil.reconstructor.parameters()))
     rates = []
     run.train([lambda progress: rates.append([group["lr"] for group in run.optimiser.param_groups])])
     wanted = [factor(step, 3) for step in range(3)] * 2

@@ -7,7 +7,8 @@ import torch
 from foveate.models import load_host
 from foveate.models.distilling.further import holding, mask_loss
 from foveate.models.distilling.lessons import Lesson, TaskLessons
-from foveate.models.distilling.recipe import Run, Settings
+from foveate.models.distilling.recipe import Run
+from foveate.models.distilling.settings import Settings
 
 
 def test_a_perfect_mask_costs_nothing_and_its_opposite_the_most():

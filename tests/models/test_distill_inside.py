@@ -9,7 +9,8 @@ from noise_lessons import Noise
 
 from foveate.models import learned, load_host
 from foveate.models.distilling.pairs import Batch
-from foveate.models.distilling.recipe import Run, Settings
+from foveate.models.distilling.recipe import Run
+from foveate.models.distilling.settings import Settings
 from foveate.plans.plan import Plan
 
 SMALL = Settings(steps_a=3, steps_b=3, batch=4, held_out=6, save_every=2)

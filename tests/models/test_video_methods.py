@@ -8,7 +8,8 @@ from foveate.compressors.registry import make
 from foveate.models import load_host
 from foveate.models.distilling.lessons import Lesson
 from foveate.models.distilling.pairs import drawn
-from foveate.models.distilling.recipe import Run, Settings
+from foveate.models.distilling.recipe import Run
+from foveate.models.distilling.settings import Settings
 from foveate.models.errors import HostError
 from foveate.plans.plan import Plan
 
@@ -17,8 +18,8 @@ CASES = [
     (Plan.of(projector=("slowfast_llava", 24 / 64)), 24),
     (Plan.of(outside=("chat_univi", 14 / 64)), 14),
     (Plan.of(projector=("longvlm", 15 / 64)), 15),
-    (Plan.of(outside=("testa", 24 / 64)), 24),
     (Plan.of(projector=("moviechat", 2 / 4)), 32),
+    (Plan.of(outside=("testa", 24 / 64)), 24),
     (Plan.of(encoder=("testa", 0.5)), 32),
     *((Plan.of(projector=(name, keep)), round(64 * keep)) for name, keep in LEARNED.items()),
 ]
