@@ -10,7 +10,8 @@ from foveate.models import load_host
 from foveate.models.distilling.further import FURTHER
 from foveate.models.distilling.lessons import Lesson
 from foveate.models.distilling.pairs import Batch
-from foveate.models.distilling.recipe import Run, Settings
+from foveate.models.distilling.recipe import Run
+from foveate.models.distilling.settings import Settings
 from foveate.plans.plan import Plan
 
 KEYS = (("projector", "video_xl_pro"), ("prefill", "video_xl_pro"))
