@@ -38,7 +38,7 @@ def test_an_unknown_verb_lists_near_ones(call):
     [
         (["cost", "--text", "many"], "--text"),
         (["cost", "--nothing"], "--nothing"),
-        (["run"], "--image"),
+        (["run"], "--question"),
         (["run", "--image", "a.png", "--question", "q", "--budget", "0.3", "--lam", "1"], "--lam"),
         (["replay", "--split", "tset", "--out", "t"], "tset"),
         (["run", "--question", "q?"], "--image"),
