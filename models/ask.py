@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,7 @@ class Asker:
     """
 
     def __init__(self, of: Pass) -> None:
-        self.of, self.host = of, of.host
+        self.of, self.host = weakref.proxy(of), of.host  # so that a pass that is let go frees its tensors at once
         self._text: dict[int, Tensor] = {}
         self._ranks: dict[int, Tensor] = {}  # row -> of each place in the grid of its views together
         self._phrases: dict[int, tuple[list[str], Tensor]] = {}

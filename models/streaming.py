@@ -173,7 +173,6 @@ def _window(host: Host, clip: Clip, frame: int, question: str, ledger: Ledger) -
     for stage, n in p.ledger[0].tokens.items():
         ledger.tokens[stage] = ledger.tokens.get(stage, 0) + n
     views = tuple(View(NO_PIXELS, view.grid) for view in row.views)
-    p.ask = None  # it holds the pass, which holds it: both would wait for the garbage collector
     return Window(p.states["projector"][0], frame, replace(row, pictures=(replace(picture, views=views),)))
 
 

@@ -1,5 +1,8 @@
 """Passes as wholes: plans for rows, forks, further questions, and stops."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -142,3 +145,17 @@ def test_bfloat16_runs_every_plan(folders, tiny):
     assert p.logits.isfinite().all()
     assert p.tokens[0].x.dtype == torch.bfloat16
     assert all(score.logprob[0] < 0 for score in p.score([["red"]] * 6))
+
+
+@pytest.mark.parametrize("plan", ["outside:visionzip", "prefill:fastv", "decode:look_m"])
+def test_a_pass_that_is_let_go_is_freed_at_once(host, tiny, plan):
+    stage, name = plan.split(":")
+    gc.disable()
+    try:
+        p = host.open([tiny.picture(0)], [tiny.questions[0]]).run(Plan.of(**{stage: (name, 0.5)}))
+        p.decode(max_new_tokens=2)
+        gone = weakref.ref(p)
+        del p
+        assert gone() is None
+    finally:
+        gc.enable()
