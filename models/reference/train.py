@@ -132,7 +132,11 @@ class Run:
         """The learner of the stage; `resumed`: a checkpoint will overwrite its weights."""
         if resumed or self.settings.start != "package":
             return learner(self.stage, self.device)
-        module, about = restore(WEIGHTS, LAYERS)
+        return self.shipped(LAYERS)
+
+    def shipped(self, layers: dict[str, int]) -> Learner:
+        """The learner of the package's weights, to go on from; `layers`: see `restore`."""
+        module, about = restore(self.weights, layers)
         self.stage, self.step, self.seconds = about["stage"], about["step"], about["seconds"]
         self.warm_from = self.step  # no optimiser state came along
         self.log_path.write_text(self.shipped_log.read_text())

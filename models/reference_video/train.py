@@ -2,6 +2,7 @@
 
     python -m foveate.models.reference_video.train --out runs/reference-video             # resumable: run it again
     python -m foveate.models.reference_video.train --out runs/reference-video --export    # -> the package's weights
+    python -m foveate.models.reference_video.train --out runs/more --start package --video 4000   # go on from them
 
 It starts from the package's weights of the reference model and goes on with videos of eight frames, some of sixteen,
 and pictures at the same size. On a GPU, give more steps and `--batch 128`; `--device auto` picks it.
@@ -28,9 +29,11 @@ from foveate.models.reference_video.evaluate import accuracy
 
 @dataclass
 class Settings(Common):
-    """One run of `video` steps, `batch` videos each. `check`: videos a regime that are looked at on the way."""
+    """One run of `video` steps, `batch` videos each. `check`: videos a regime that are looked at on the way. `start`:
+    "pictures", or "package" to go on from the package's own weights where `out` holds no checkpoint."""
 
     video: int = 2400
+    start: str = "pictures"
     batch: int = 16
     muon_lr: float = 2e-3
     adam_lr: float = 1e-3
@@ -47,6 +50,8 @@ class VideoRun(Run):
         """See `Run.begin`: the reference model with small frames."""
         if resumed:
             return Learner(fresh(), build_text_tower(tokenizer()))
+        if self.settings.start == "package":
+            return self.shipped({"video": DECODER_LAYERS})
         module, _ = restore(PICTURES, dict.fromkeys(STAGES, DECODER_LAYERS))
         return adopt(module)
 

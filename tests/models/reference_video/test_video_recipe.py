@@ -190,6 +190,10 @@ class TestRun:
         (tmp_path / "package").mkdir()
         again.ship()
         assert (tmp_path / "package" / "training.jsonl").is_file()
+        more = VideoRun(settings(tmp_path / "more", start="package", video=3))
+        assert (more.step, more.warm_from) == (2, 2)
+        for name, value in again.module.state_dict().items():
+            torch.testing.assert_close(more.module.state_dict()[name], value, rtol=0.01, atol=0.01, msg=name)
         self.answers_as_huggingface_does(again, tmp_path / "package" / "weights", monkeypatch)
 
     def answers_as_huggingface_does(self, run, folder, monkeypatch):
