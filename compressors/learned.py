@@ -33,6 +33,7 @@ class Widths:
         encoder_depth, decoder_depth: blocks and layers that run.
         grid: (T, H, W) of the tokens of a usual view.
         heads, kv_heads: of one decoder layer.
+        head_dim: features of one of them; 0 = those of a token, divided among the heads.
     """
 
     visual: int
@@ -43,6 +44,7 @@ class Widths:
     grid: Grid
     heads: int = 1
     kv_heads: int = 1
+    head_dim: int = 0
 
 
 class MissingWeights(ValueError):
@@ -64,6 +66,7 @@ class Learned(Compressor):
     Class attributes:
         rate: peak learning rate in training.
         rates: others, of parameters below a module or with a name of their own: {"offset": 2e-5}.
+        gentle: share of the steps, the first ones, in which it is trained at its mildest count alone.
         further: names of losses, see `models.distilling.further`, where the answers behind it teach it nothing.
         made_by: the command that makes its weights; one that is not distilled names another.
 
@@ -74,6 +77,7 @@ class Learned(Compressor):
     learned = True
     rate: ClassVar[float] = 1e-3
     rates: ClassVar[Mapping[str, float]] = {}
+    gentle: ClassVar[float] = 0.0
     further: ClassVar[tuple[str, ...]] = ()
     made_by: ClassVar[str] = DISTILLED
 

@@ -24,11 +24,16 @@ OWN_KINDS = ("accumulated_attention", "recent_attention", "survivors")
 DECODE_KINDS = (*OWN_KINDS, "frame_relevance")
 
 
-def asked_at(method: KVReducer, layer: int, depth: int) -> list[Signal]:
-    """What a method reads in one layer. Raises: HostError on what there is not at `decode`."""
+def asked_at(method: KVReducer, layer: int, depth: int, windows: bool = False) -> list[Signal]:
+    """What a method reads in one layer; nothing can be read behind `windows`, which leave no states of the prompt.
+
+    Raises: HostError on what there is not at `decode`, or not there.
+    """
     asked = sorted(method.signals(depth), key=lambda signal: (signal.key, signal.layer))
     if wrong := sorted({s.key for s in asked if s.kind not in DECODE_KINDS}):
         raise HostError(f"{method.name}: asks for {', '.join(wrong)}; at decode there is {', '.join(DECODE_KINDS)}")
+    if windows and asked:
+        raise HostError(f"{method.name}: reads {asked[0].key} of the prompt, of which windows leave nothing to read")
     return [s for s in asked if s.kind not in OWN_KINDS or s.layer in (layer, -1)]
 
 
@@ -60,10 +65,9 @@ class Reader:
         cache, first = self.caches[layer], int(rows[0])
         s = int(cache.length[first])
         seeds = torch.tensor([self.of.rows[r].seed for r in rows.tolist()], device=rows.device)
-        signals = {
-            signal.key: self._signal(signal, layer, rows)
-            for signal in asked_at(method, layer, self.of.host.decoder_depth)
-        }
+        windows = self.of.opened.windows[first]
+        asked = asked_at(method, layer, self.of.host.decoder_depth, windows)
+        signals = {signal.key: self._signal(signal, layer, rows) for signal in asked}
         keys, values = cache.keys[rows, :, :s], cache.values[rows, :, :s]
         return KVCache(keys, values, cache.stream.visual[first, :s], seeds, signals, layer, self._frame(layer, first))
 

@@ -263,14 +263,20 @@ class Decoder:
     def unrotated(self, layer: int, states: Tensor, part: str) -> Tensor:
         """Queries ("q") or keys ("k") of a layer before their rotation, (b, heads, S, e), from its input (b, S, D)."""
         block = self.layers[layer]
-        attention = block.self_attn
-        made = getattr(attention, f"{part}_proj")(block.input_layernorm(states)).unflatten(-1, (-1, self.head_dim))
-        norm = getattr(attention, f"{part}_norm", None)
+        return self.by_head(layer, getattr(block.self_attn, f"{part}_proj")(block.input_layernorm(states)), part)
+
+    def by_head(self, layer: int, made: Tensor, part: str) -> Tensor:
+        """What a layer's projection gives (b, S, heads e), normalised where the layer does that: (b, heads, S, e)."""
+        made = made.unflatten(-1, (-1, self.head_dim))
+        norm = getattr(self.layers[layer].self_attn, f"{part}_norm", None)
         return (made if norm is None else norm(made)).transpose(1, 2)
 
     def rotated(self, layer: int, states: Tensor, place: Tensor, part: str) -> Tensor:
-        """The same rotated to places (b, S, P)."""
-        made = self.unrotated(layer, states, part)
+        """Queries or keys as in `unrotated`, rotated to places (b, S, P)."""
+        return self.turned(self.unrotated(layer, states, part), place)
+
+    def turned(self, made: Tensor, place: Tensor) -> Tensor:
+        """Queries or keys (b, heads, S, e) without rotation, rotated to places (b, S, P)."""
         cos, sin = self.rotation(made, place)
         return apply_rotary_pos_emb(made, made, cos, sin)[0]
 
@@ -299,7 +305,7 @@ class Decoder:
         held, block, seen = Held(), self.layers[index], []
         see = (lambda _, __, out: seen.append(out)) if watched else None
         weigh = None if scale is None else lambda _, __, out: (out * scale[..., None]).to(out.dtype)
-        with _hooked(block.post_attention_layernorm, see), _hooked(block.mlp, weigh):
+        with hooked(block.post_attention_layernorm, see), hooked(block.mlp, weigh):
             out = block(
                 stream.x,
                 attention_mask=mask,
@@ -331,7 +337,7 @@ class Decoder:
 
 
 @contextmanager
-def _hooked(part: nn.Module, hook: Callable[..., Tensor | None] | None) -> Iterator[None]:
+def hooked(part: nn.Module, hook: Callable[..., Tensor | None] | None) -> Iterator[None]:
     """A part of a layer with a forward hook while this lasts; None = as it is."""
     handle = None if hook is None else part.register_forward_hook(hook)
     try:

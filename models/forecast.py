@@ -21,6 +21,7 @@ from foveate.models.prompt import joined
 from foveate.models.reselect import looks_at
 from foveate.models.signals import ATTENTION_KINDS, by_layer
 from foveate.models.visual import check_grid
+from foveate.models.windows import APART, frames_of, ran
 from foveate.plans.plan import Plan, keep_count
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Sketch:
         shape: of the prompt.
         entries, visual: all prompt entries and visual ones in each decoder layer; behind `decode`, visual ones read.
         reading: what tokens of the answer read, where a method reselects.
+        windows: visual ones are summary tokens of windows.
         n: visual tokens; in the decoder, entries.
     """
 
@@ -80,6 +82,7 @@ class Sketch:
     entries: tuple[int, ...] = ()
     visual: tuple[int, ...] = ()
     reading: Reading | None = None
+    windows: bool = False
 
     @property
     def n(self) -> int:
@@ -281,7 +284,10 @@ class Forecast:
         shape, depth = self.host.shape, self.host.decoder_depth
         n = sum(seen.n * seen.number for seen in at.views)
         grids = [seen.grid for seen in at.views for _ in range(seen.number)]
-        method, count = self.method("prefill", n, *joined(grids, all(seen.whole for seen in at.views)))
+        grid, whole = joined(grids, all(seen.whole for seen in at.views))
+        method, count = self.method("prefill", n, grid if volume(grid) == n else (1, 1, n), whole)
+        if method is not None and method.windows:
+            return self._windows(at, method, n, count)
         sites = dict(self.host.sites("prefill", method, n, count))
         text, visual = at.shape.n_text + sum(seen.number for seen in at.views if seen.cls), []
         for layer in range(depth):
@@ -315,6 +321,18 @@ class Forecast:
         charge.charge_prefill(self.ledger, shape, entries, visual, method, sites, cached)
         return replace(at, entries=tuple(cached), visual=tuple(left))
 
+    def _windows(self, at: Sketch, method: Compressor, n: int, count: int) -> Sketch:
+        """The decoder in windows, see `models.windows`."""
+        if at.shape.before is None:
+            raise HostError(f"{method.name}: {APART}")
+        cls = sum(seen.number for seen in at.views if seen.cls)
+        before, text = at.shape.before + cls, at.shape.n_text + cls
+        calls = ran(before, method.stops(n, count), method.window(n, frames_of(at.shape)), text - before)
+        depth = self.host.decoder_depth
+        entries = (text + count,) * depth
+        charge.charge_windows(self.ledger, self.host.shape, calls, method, count, entries)
+        return replace(at, entries=entries, visual=(count,) * depth, windows=True)
+
     def _decode(self, at: Sketch) -> Sketch:
         entries, left, once, reading = list(at.entries), list(at.visual), set(), None
         depth, heads = self.host.decoder_depth, self.host.shape.decoder.kv_heads
@@ -328,7 +346,7 @@ class Forecast:
                 read = tuple(all_ - n + some for all_, n, some in zip(at.entries, at.visual, left, strict=True))
                 reading = Reading(read, at.entries[looks_at(method, depth)])
                 continue
-            for signal in asked_at(method, layer, depth):
+            for signal in asked_at(method, layer, depth, at.windows):
                 if signal.kind in OWN_KINDS or signal.key not in once:
                     once.add(signal.key)
                     read = all_ if signal.kind in OWN_KINDS else at.entries[signal.layer]
@@ -360,7 +378,8 @@ def forecast(host: Host, plan: Plan, shape: PromptShape, new_tokens: int = 0, tu
         if choice.method != "blind" and host.make(stage, choice.method).text_guided:
             again = min(again, STAGES.index(stage))
     for _ in range(turns - 1):
-        at, run.asked, run.phrased = replace(stops[again], entries=(), visual=()), False, False  # all is embedded anew
+        at = replace(stops[again], entries=(), visual=(), windows=False)
+        run.asked, run.phrased = False, False  # all is embedded anew
         for stage in STAGES[again:]:
             at = run.stage(stage, at)
         charge.charge_answer(run.ledger, host.shape, at.entries, new_tokens, at.reading)

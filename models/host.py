@@ -233,8 +233,8 @@ class Host(ABC):
         Args:
             video: frames, or some of them together, in order; an iterator is read once.
             question: about all of it.
-            method: of the stage `projector`, one for streams, or its name.
-            keep: share of the video's tokens that stays; needs `frames`.
+            method: one for streams, of the stage `projector` or with `windows`, or its name.
+            keep: share of the video's tokens that stays; needs `frames`, unless the method has windows.
             memory: instead, whole frames that the memory has room for.
             frames: how many will come at most, where that is known.
             window: frames that the tower gets at a time.
@@ -242,9 +242,9 @@ class Host(ABC):
             ValueError: neither `keep` nor `memory` or both, a method that is not for streams, a family without them, or
                 a video that cannot be used; one line each.
         """
-        from foveate.models.streaming import stream  # it needs this module's classes
+        from foveate.models.streaming import stage_of, stream  # it needs this module's classes
 
-        chosen = self.make("projector", method) if isinstance(method, str) else method
+        chosen = self.make(stage_of(method), method) if isinstance(method, str) else method
         return stream(self, video, question, chosen, keep, memory, frames, window)
 
     def pixels(self, views: Sequence[View]) -> Tensor:
@@ -310,6 +310,7 @@ class Host(ABC):
             grid=self.grid,
             heads=decoder.heads,
             kv_heads=decoder.kv_heads,
+            head_dim=decoder.head_dim,
         )
 
     def make(self, stage: str, name: str) -> Compressor:
@@ -374,6 +375,8 @@ class Host(ABC):
             return f"{name}: makes new tokens, and this host adds features of the old ones in later layers"
         if cls.modality == "video" and frames == 1:
             return f"{name}: is for videos, a picture is one frame"
+        if cls.windows and self.decoder.coordinates > 1:
+            return f"{name}: numbers places anew for each window, and this decoder rotates by time, row and column"
         if (reason := self.refuses(stage, cls)) is not None:
             return f"{name}: {reason}"
         missing = {s.kind for s in make(stage, name).signals(self.depth(stage))} - self.signals

@@ -128,7 +128,7 @@ def read(path: str | Path, host: Host) -> nn.Module:
     try:
         with safe_open(path, framework="pt") as file:
             told, tensors = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        theirs = (told.get("fingerprint"), json.loads(told.get("widths", "null")))
+        theirs = (told.get("fingerprint"), _complete(json.loads(told.get("widths", "null")), host))
     except (OSError, ValueError, SafetensorError) as error:
         raise WrongWeights(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
     if told.get("version") != VERSION:
@@ -150,6 +150,11 @@ def about(path: str | Path) -> dict[str, Any]:
     """What a weights file says of how it was made."""
     with safe_open(Path(path), framework="pt") as file:
         return json.loads((file.metadata() or {}).get("about", "{}"))
+
+
+def _complete(widths: Any, host: Host) -> Any:
+    """A file's widths; files from before the size of heads was told hold nothing that hangs on it."""
+    return {**widths, "head_dim": widths.get("head_dim", host.widths.head_dim)} if isinstance(widths, dict) else widths
 
 
 def _short(value: Any) -> str:

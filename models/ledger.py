@@ -262,6 +262,34 @@ def charge_prefill(
     ledger.kv_bytes_prefill = ledger.kv_bytes_end
 
 
+def charge_windows(
+    ledger: Ledger,
+    shape: HostShape,
+    ran: Sequence[tuple[int, int]],
+    method: Compressor,
+    count: int,
+    entries: Entries,
+) -> None:
+    """The decoder over a prompt that ran call by call, the method's own work, and the LM head.
+
+    Args:
+        ledger: whose.
+        shape: of the model.
+        ran: (entries of a call, entries kept before it).
+        method: whose windows.
+        count: its summary tokens.
+        entries: what each layer's cache holds at last.
+    """
+    layers = shape.decoder.layers
+    for fed, before in ran:
+        ledger.add("prefill", "layers", layers * decoder_block(shape.decoder, fed, before))
+        ledger.add("prefill", "layers", layers * decoder_other(shape.decoder, fed, before), "other")
+    ledger.add("prefill", method.name, method.summary_flops(count))
+    ledger.add("prefill", "head", lm_head(shape.decoder, 1))
+    charge_cache(ledger, shape, entries)
+    ledger.kv_bytes_prefill = ledger.kv_bytes_end
+
+
 Entries = Sequence[int | Sequence[int]]
 """What a row has in each layer's cache: one number, or one for each head where they differ."""
 

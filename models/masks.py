@@ -40,6 +40,9 @@ def feature_flops(host: Host, shape: PromptShape) -> dict[str, float]:
     return dict(features.feature_flops(host, shape))
 
 
+Key = tuple["PromptShape", "int | None"]
+"""A shape, and the words before its visual tokens, which tell no shapes apart but some costs."""
+
 FeatureCost = Mapping[str, float] | Callable[["PromptShape"], Mapping[str, float]]
 """Group -> FLOPs of its features, or a function of the row's shape."""
 
@@ -93,31 +96,33 @@ class Masks:
         }
         self._reads_phrases = any("phrase_similarity" in COMPRESSORS[key].kinds for key in known)
         self._usual = host.prompt_shape(1)
-        self._rules: dict[PromptShape, Rules] = {}
+        self._rules: dict[Key, Rules] = {}
         self._feature_costs: dict[PromptShape, dict[str, float]] = {}
         self._fulls: dict[PromptShape, float] = {}
-        self._reasons: dict[tuple[Plan, PromptShape], str | None] = {}
-        self._prices: dict[PromptShape, dict[Plan, float]] = {}
-        self._searches: dict[PromptShape, dict[Any, Any]] = {}
-        self._free: dict[tuple[str, Plan, PromptShape], np.ndarray] = {}
+        self._reasons: dict[tuple[Plan, PromptShape, int | None], str | None] = {}
+        self._prices: dict[Key, dict[Plan, float]] = {}
+        self._searches: dict[Key, dict[Any, Any]] = {}
+        self._free: dict[tuple[str, Plan, PromptShape, int | None], np.ndarray] = {}
         if not any(self.free(stage).sum() > 1 for stage in STAGES) and not self._for_videos():
             raise ValueError(f"the portfolio offers nothing that this host can run: {'; '.join(self._refusals())}")
 
     def rules(self, shape: PromptShape | None = None) -> Rules:
         """What the host can do on a row."""
         layout = self._layout(shape)
-        if layout not in self._rules:
+        key = (layout, layout.before)
+        if key not in self._rules:
             reachable = partial(self._unreachable, layout)
             supports = self.host.supports
             if layout.frames > 1:
                 supports = partial(supports, frames=layout.frames)
-            self._rules[layout] = Rules(supports=supports, reachable=reachable, **self._grids)
-        return self._rules[layout]
+            self._rules[key] = Rules(supports=supports, reachable=reachable, **self._grids)
+        return self._rules[key]
 
     def _layout(self, shape: PromptShape | None) -> PromptShape:
         """The part of a shape that legality hangs on, budget apart: all but the number of words."""
-        if shape is None or (shape.grids, shape.shown) == (self._usual.grids, self._usual.shown):
-            return self._usual
+        usual = self._usual
+        if shape is None or (shape.grids, shape.shown) == (usual.grids, usual.shown):
+            return usual if shape is None or shape.before is not None else replace(usual, before=None)
         return shape.bare
 
     def _priced_as(self, shape: PromptShape) -> PromptShape:
@@ -136,17 +141,19 @@ class Masks:
 
     def _unreachable(self, layout: PromptShape, prefix: Plan, stage: str, choice: Choice) -> str | None:
         plan = prefix.replace(stage, choice)
-        if (plan, layout) not in self._reasons:
+        key = (plan, layout, layout.before)
+        if key not in self._reasons:
             try:
                 self.host.forecast(plan, layout)
-                self._reasons[plan, layout] = None
+                self._reasons[key] = None
             except ValueError as error:
-                self._reasons[plan, layout] = str(error)
-        return self._reasons[plan, layout]
+                self._reasons[key] = str(error)
+        return self._reasons[key]
 
     def free(self, stage: str, prefix: Plan = UNCOMPRESSED, shape: PromptShape | None = None) -> np.ndarray:
         """(M, R) bool, legal actions after the decisions so far, budget apart."""
-        key = (stage, prefix, self._layout(shape))
+        layout = self._layout(shape)
+        key = (stage, prefix, layout, layout.before)
         if key not in self._free:
             self._free[key] = legal_mask(self.table, stage, prefix, self.rules(shape))
         return self._free[key]
@@ -163,7 +170,7 @@ class Masks:
     def price(self, plan: Plan, shape: PromptShape) -> float:
         """FLOPs of a complete plan on a row, features included."""
         shape = self._priced_as(shape)
-        known = self._prices.setdefault(shape, {})
+        known = self._prices.setdefault((shape, shape.before), {})
         if plan not in known:
             known[plan] = self.host.forecast(plan, shape, self.answer_tokens).total + self._features(plan, shape)
         return known[plan]
@@ -176,7 +183,19 @@ class Masks:
             cost = self.feature_cost
             self._feature_costs[shape] = dict(cost if isinstance(cost, Mapping) else cost(shape))
         groups = [STOP_GROUP[stage] for stage in self.asked(plan, shape) if stage in STOP_GROUP]
-        return features_total(groups, self._feature_costs[shape])
+        again = self._again(shape) if STOP_GROUP["prefill"] in groups and self._windows(plan) else 0.0
+        return features_total(groups, self._feature_costs[shape]) + again
+
+    @staticmethod
+    def _windows(plan: Plan) -> bool:
+        """Whether the plan's prompt runs in windows, which do not go on from a layer that has run for its features."""
+        return getattr(COMPRESSORS.get(("prefill", plan["prefill"].method)), "windows", False)
+
+    def _again(self, shape: PromptShape) -> float:
+        """FLOPs of one decoder layer over an uncompressed prompt."""
+        entries = self.host.forecast(UNCOMPRESSED, shape).entries
+        layers = sum(flops for stage, what, flops, _ in entries if (stage, what) == ("prefill", "layers"))
+        return layers / self.host.decoder_depth
 
     def full(self, shape: PromptShape) -> float:
         """FLOPs of the uncompressed pass, without features: what cost shares are shares of."""
@@ -207,7 +226,9 @@ class Masks:
         return cheapest(self.table, price, rules=self.rules(shape), cache=cache)[0]
 
     def _priced(self, shape: PromptShape) -> tuple[Any, dict[Any, Any]]:
-        return (lambda plan: self.price(plan, shape)), self._searches.setdefault(self._priced_as(shape), {})
+        return (lambda plan: self.price(plan, shape)), self._searches.setdefault(
+            (self._priced_as(shape), shape.before), {}
+        )
 
     def refusal(self, choice: Choice, stage: str, prefix: Plan, shape: PromptShape | None = None) -> str:
         """Why a choice is not legal."""

@@ -23,6 +23,7 @@ from foveate.models.prefill import Cut, Prefill
 from foveate.models.prompt import embed_prompts, joined
 from foveate.models.sampling import Settings, greedily, read
 from foveate.models.visual import Riders, VisualState, groups, in_one, stack, unstack
+from foveate.models.windows import in_windows
 from foveate.plans.plan import Plan, keep_count
 
 ACTS = dict(zip(STAGES, ("resize", "encode", "thin", "project", "prefill", "choose_decode"), strict=True))
@@ -251,6 +252,15 @@ class Pass(Books):
     @_graded
     def peek(self) -> None:
         """Runs decoder layer 0, so that its attention can be looked at before `prefill`; no cut precedes layer 1."""
+        self._enter()
+        if self._opened.layer:
+            return
+        self._opened.step()
+        for row, entries in enumerate(self._opened.entries):
+            ledger.charge_layer(self.ledger[row], self.host.shape, entries[0])
+
+    def _enter(self) -> None:
+        """Brings the prompts to the decoder, where they are not there yet."""
         if self._opened is not None:
             return
         if "projector" not in self._done:
@@ -260,18 +270,28 @@ class Pass(Books):
         seeds = torch.tensor([row.seed for row in self.rows], device=stream.x.device)
         grids, whole = zip(*(joined([s.grid for s in own], all(s.whole for s in own)) for own in states), strict=True)
         self._opened = Prefill(self.host.decoder, stream, seeds, grids, whole)
-        self._opened.step()
-        for row, entries in enumerate(self._opened.entries):
-            ledger.charge_layer(self.ledger[row], self.host.shape, entries[0])
 
     @_graded
     def prefill(self, compressor: Methods = None, keep: Keeps = 1.0) -> None:
-        """Stage `prefill`: the prompt through the decoder; visual tokens leave before the method's layers."""
+        """Stage `prefill`: the prompt through the decoder; visual tokens leave before the method's layers, or run
+        window by window and leave others behind."""
         self._reach("prefill")
+        self._enter()
+        choices = self._choices("prefill", compressor, keep)
+        if any(method is not None and method.windows for method, _ in choices):
+            self._opened, self.logits = in_windows(self, choices)
+        else:
+            self._cut(choices)
+        self._caches = self._opened.caches
+        self.counts["layers"] = [list(v) for v in self._opened.visual]
+        self._finish("prefill", [v[-1] for v in self._opened.visual])
+
+    def _cut(self, choices: Choices) -> None:
+        """The prompt through the decoder, visual tokens leaving it on the way."""
         self.peek()
-        run, entered = self._opened, [visual[0] for visual in self._opened.visual]
-        cuts: list[Cut | None] = []
-        for n, (method, ratio) in zip(entered, self._choices("prefill", compressor, keep), strict=True):
+        run, cuts = self._opened, []
+        for visual, (method, ratio) in zip(run.visual, choices, strict=True):
+            n = visual[0]
             sites = self.host.sites("prefill", method, n, keep_count(n, ratio)) if n and method is not None else []
             cuts.append(Cut(method, dict(sites)) if sites else None)
         self.logits = run.finish(cuts, self.ask.in_prefill)
@@ -279,9 +299,6 @@ class Pass(Books):
             method, sites = (None, {}) if cut is None else (cut.compressor, cut.sites)
             ran, cached = (run.entries[row], run.visual[row]), [cache.entries(row) for cache in run.caches]
             ledger.charge_prefill(self.ledger[row], self.host.shape, *ran, method, sites, cached)
-        self._caches = run.caches
-        self.counts["layers"] = [list(v) for v in run.visual]
-        self._finish("prefill", [v[-1] for v in run.visual])
 
     @_graded
     def choose_decode(self, compressor: Methods = None, keep: Keeps = 1.0) -> None:

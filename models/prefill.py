@@ -66,6 +66,7 @@ class Prefill:
         self.history: list[list[tuple[int, Reduction]]] = [[] for _ in grids]
         self.entries: list[list[int]] = [[] for _ in grids]  # of each row: prompt entries in each layer
         self.visual: list[list[int]] = [[] for _ in grids]  # of each row: visual entries in each layer
+        self.windows = [False for _ in grids]  # of each row: its visual entries are summary tokens of `windows`
         self._rotation: tuple[Tensor, Tensor] | None = None
         self._watched: set[int] = set()  # layers of which a method wants what their MLP reads
 
@@ -94,6 +95,7 @@ class Prefill:
         other.caches = [c.at(rows) for c in self.caches]
         for name in ("history", "entries", "visual"):
             setattr(other, name, [list(getattr(self, name)[i]) for i in index])
+        other.windows = [self.windows[i] for i in index]
         return other
 
     def step(self, bypass: Bypass | None = None) -> None:
@@ -167,7 +169,7 @@ class Prefill:
         for compressor, rows, site, count in self._due(cuts, bypass=True):
             if found is None:
                 found = Bypass(exists(s.length, s.x.shape[1]), torch.ones_like(s.size))
-            riders, index = self._riders(rows)
+            riders, index = self.riders(rows)
             check_grid(compressor, riders.whole, riders.grid, riders.n)
             given = signals(self, compressor, rows, self.layer)
             stays, scale = found.stays, found.scale
@@ -181,7 +183,7 @@ class Prefill:
             found = Bypass(stays, scale)
         return found
 
-    def _riders(self, rows: Tensor) -> tuple[Riders, Tensor]:
+    def riders(self, rows: Tensor) -> tuple[Riders, Tensor]:
         """What rides along with the visual entries of rows with equal n, and their indices (b, n)."""
         first = int(rows[0])
         s, index = self.stream, visual_index(self.stream, rows)
@@ -199,7 +201,7 @@ class Prefill:
     def _reduced(
         self, compressor: Reducer, rows: Tensor, site: int, count: int, signals: dict[str, Tensor]
     ) -> list[Slots]:
-        s, (riders, index) = self.stream, self._riders(rows)
+        s, (riders, index) = self.stream, self.riders(rows)
         at = (rows[:, None], index)
         check_grid(compressor, riders.whole, riders.grid, riders.n)
         x, extra, slots = s.x[at], None if s.extra is None else s.extra[at], []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -118,6 +118,8 @@ class PromptShape:
         mixed: of each view: whether its picture's entries are mixtures of tokens, see `Framed`; () = nowhere.
         layouts: of each picture, see `Framed`; () = none needs any.
         phrases: tokens of each phrase of the question for the text tower; None = not known, or no text tower.
+        before: how many of `n_text` stand in front of the visual tokens; 0 where that is not known, None where some
+            stand between these. Shapes that differ in nothing else are one: most costs do not depend on it.
     """
 
     n_text: int
@@ -127,13 +129,15 @@ class PromptShape:
     mixed: tuple[bool, ...] = ()
     layouts: tuple[Hashable, ...] = ()
     phrases: tuple[int, ...] | None = None
+    before: int | None = field(default=0, compare=False)
 
     @property
     def bare(self) -> PromptShape:
         """The same without words, but for newlines: what legality hangs on, budget apart."""
         layouts = tuple(None if isinstance(layout, FilmWords) else layout for layout in self.layouts)
         known = any(layout is not None for layout in layouts)
-        return replace(self, n_text=self.newlines + 1, layouts=layouts if known else (), phrases=None)
+        bare = replace(self, n_text=self.newlines + 1, layouts=layouts if known else (), phrases=None)
+        return replace(bare, before=None if self.before is None else 0)
 
     @property
     def frames(self) -> int:
@@ -198,7 +202,15 @@ class Row:
             mixed=mixed if any(mixed) else (),
             layouts=layouts if any(layout is not None for layout in layouts) else (),
             phrases=self.phrases,
+            before=self._before,
         )
+
+    @property
+    def _before(self) -> int | None:
+        """See `PromptShape.before`."""
+        seen = np.flatnonzero(self.position >= 0)
+        inside = (self.text > seen[0]) & (self.text < seen[-1]) if len(seen) else np.zeros(1, bool)
+        return None if inside.any() else int((self.text < next(iter(seen), 0)).sum())
 
     @cached_property
     def entries(self) -> tuple[np.ndarray, ...]:

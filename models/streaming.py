@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 
 from foveate.compressors.base import Compressor, Grid, Resampled, Streamer, Tokens
+from foveate.compressors.registry import COMPRESSORS
 from foveate.models.acting import Choices, Keeps, Methods
 from foveate.models.errors import BadInput, CountMismatch, HostError
 from foveate.models.frames import FRAME_KINDS
@@ -215,6 +216,10 @@ def stream(
     window: int = WINDOW,
 ) -> Streamed:
     """See `Host.stream`."""
+    if method.windows:
+        from foveate.models.watching import watch  # it needs this module's classes
+
+        return watch(host, video, question, method, keep if memory is None else None, window)
     streamer, ledger, digest = _streamer(host, method), Ledger(), hashlib.sha256()
     if (keep is None) == (memory is None):
         raise ValueError("stream: give keep or memory, one of them")
@@ -251,6 +256,11 @@ def stream(
     p = opened(host, row_of(host, row, held.n, seed), held, ledger)
     p.whole = host.reshaped(row.shape, [(seen, *row.views[0].grid[1:])])
     return p
+
+
+def stage_of(name: str) -> str:
+    """Where a method for streams acts: in the decoder where it has `windows`, else at the projector."""
+    return "prefill" if getattr(COMPRESSORS.get(("prefill", name)), "windows", False) else "projector"
 
 
 def _streamer(host: Host, method: Compressor) -> Streamer:

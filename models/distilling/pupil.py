@@ -21,6 +21,8 @@ from foveate.models.host import Host
 from foveate.tasks.splits import stream
 
 CROSS_ENTROPY, ANCHOR = 0.5, 0.1
+MILDEST = 1 - 2**-20
+"""The draw that stands for the largest of the counts that a method is trained at."""
 
 
 class Pupil:
@@ -82,6 +84,7 @@ class Pupil:
         numbers = range(offset + step * batch, offset + (step + 1) * batch)[share::shares]
         rows = [self.lessons.lesson(number, seed) for number in numbers]
         draw = stream("keep", seed, part, step).random()
+        draw = MILDEST if step < self.method.gentle * self.steps(part) else draw
         with torch.random.fork_rng(devices=[]):
             noise = (seed, part, step, *((share,) if share else ()))
             torch.manual_seed(stream("noise", *noise).getrandbits(63))

@@ -278,7 +278,8 @@ class AnyResHost(Host):
         for layout in shape.layouts:
             layouts.append(replace(layout, grid=one_grid(grids[at : at + layout.n_views])))
             at += layout.n_views
-        return replace(shape_with(shape.n_text - shape.newlines, layouts), phrases=shape.phrases)
+        made = shape_with(shape.n_text - shape.newlines, layouts)
+        return replace(made, phrases=shape.phrases, before=None if made.before is None else shape.before)
 
     def mixed(self, picture: Framed, x: Sequence[Tensor]) -> list[Tensor]:
         """See `Host.mixed`."""
@@ -300,6 +301,7 @@ def shape_with(words: int, layouts: Sequence[Layout]) -> PromptShape:
         newlines=newlines,
         mixed=mixed if any(mixed) else (),
         layouts=tuple(layouts),
+        before=None if newlines > 1 else 0,
     )
 
 

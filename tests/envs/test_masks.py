@@ -1,5 +1,6 @@
 """Masks and episodes on a forecast of round numbers: no model."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -77,6 +78,35 @@ class TestMasks:
         assert m.price(Plan.of(input=("downsample", 0.5)), ONE) == 504 + 3
         # two stages are active: nothing is asked behind them
         assert m.price(Plan.of(outside=("visionzip", 0.5), prefill=("fastv", 0.5)), TWO) == pytest.approx(927)
+
+    def test_windows_run_a_layer_anew_that_was_run_for_its_features(self):
+        plan = Plan.of(prefill=("video_xl", 0.5))
+        offers = Portfolio("windows", {"prefill": (plan["prefill"],)}, max_active_stages=1)
+
+        class Layered(Round):
+            decoder_depth = 4
+
+            def forecast(self, plan, shape, new_tokens=0, turns=1):
+                entries = [("prefill", "layers", 800, "matrix"), ("prefill", "layers", 40, "other"), ("encoder",) * 4]
+                return SimpleNamespace(total=500 if plan.active else 1000, entries=entries)
+
+        m = Masks(Layered(), ActionTable.from_portfolio(offers), 0, {"layer1": 3.0})
+        assert m.price(plan, ONE) == 500 + 3 + (800 + 40) / 4 and m.price(UNCOMPRESSED, ONE) == 1000 + 3
+        assert Masks(Layered(), m.table, 0).price(plan, ONE) == 500  # nothing is looked at
+
+    def test_words_between_visual_tokens_tell_rows_apart_that_are_alike_otherwise(self):
+        class Whole(Round):
+            def forecast(self, plan, shape, new_tokens=0, turns=1):
+                if plan["prefill"].method == "fastv" and shape.before is None:
+                    raise ValueError("fastv: here words stand between")
+                return SimpleNamespace(total=1000 * shape.n_text + (shape.before or 0))
+
+        m, plan = Masks(Whole(), TABLE, 0), Plan.of(prefill=("fastv", 0.5))
+        apart, behind = replace(THREE, before=None), replace(THREE, before=2)
+        assert apart == THREE == behind
+        assert legal(m.free("prefill", UNCOMPRESSED, behind), "prefill") == {"none", "fastv"}
+        assert legal(m.free("prefill", UNCOMPRESSED, apart), "prefill") == {"none"}
+        assert m.price(plan, THREE) == 3000 and m.price(plan, behind) == 3002
 
     def test_feature_costs_may_depend_on_the_length_of_the_prompt(self):
         m = masks(lambda shape: {"encoder": 10.0 * shape.n_text})
