@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from foveate.plans.plan import UNCOMPRESSED, Choice, Plan, near
@@ -31,7 +31,7 @@ def stream_arguments(parser: argparse.ArgumentParser) -> None:
         "--stream",
         metavar="METHOD",
         help='the video window by window, however long it is: "moviechat", "dtd:tau=0.5", or with a share of its '
-        'tokens "moviechat@0.125"; a --plan of the stages prefill and decode may follow',
+        'tokens "moviechat@0.125" or "video_xl@0.125"; a --plan of the stages prefill and decode may follow',
     )
     parser.add_argument(
         "--memory", type=int, metavar="N", help=f"with --stream: frames that it has room for (default: {MEMORY})"
@@ -77,9 +77,12 @@ def read_stream(text: str, memory: int | None) -> tuple[Compressor, float | None
     head, at, keep = text.partition("@")
     name, _, given = head.strip().partition(":")
     known = {n: cls for (stage, n), cls in COMPRESSORS.items() if stage == "projector" and cls().streamed()}
+    known |= {n: cls for (_, n), cls in COMPRESSORS.items() if cls.windows}
     if name not in known:
         raise ValueError(f"--stream: {name!r} takes no video window by window; near: {near(name, sorted(known))}")
-    made = known[name](**_values(name, given, {f.name: str(f.type) for f in fields(known[name])}))
+    made = known[name](**_values(name, given, {f.name: str(f.type) for f in fields(known[name]) if f.repr}))
+    if not at and made.windows:
+        raise ValueError(f"--stream: {name} needs the share that stays, such as {name}@0.125; its memory grows")
     if not at:
         return made, None, memory or MEMORY
     if memory is not None:
@@ -139,19 +142,27 @@ def streamed(
         ValueError: a method that this host cannot run, or a video that cannot be used.
     """
     from foveate.cli.text import waiting
-    from foveate.models.streaming import check_behind
+    from foveate.models.streaming import check_behind, stage_of
     from foveate.serving.record import Record
 
     for stage, choice in plan.active:
         if (reason := host.supports(stage, choice.method, frames)) is not None:
             raise ValueError(f"plan, {stage}: {reason}")
         check_behind(stage, host.make(stage, choice.method))
+    where = stage_of(method.name)
+    if method.windows and not plan[where].is_none:
+        raise ValueError(f"plan, {where}: {plan[where].method} comes too late, {method.name} has run the decoder")
+    if method.learned:
+        if (reason := host.supports(where, method.name, frames)) is not None:
+            raise ValueError(f"--stream: {reason}")
+        method = replace(method, network=host.learned[where, method.name])
     with waiting(f"streaming {frames} frames"):
         p = host.stream(clips, question, method, keep, memory=memory, frames=frames, window=window)
     for stage in BEHIND:
-        p.run_stage(stage, [plan])
+        if stage not in p.done:
+            p.run_stage(stage, [plan])
     answer = p.decode(max_new_tokens=max_new_tokens)[0]
-    share = max(1e-4, round(p.counts["projector"][0] / p.whole.n_visual, 4))
-    done = Plan.of(**dict(plan.active), projector=Choice(method.name, share))
+    share = max(1e-4, round(p.counts[where][0] / p.whole.n_visual, 4))
+    done = Plan.of(**{**dict(plan.active), where: Choice(method.name, share)})
     full = host.forecast(UNCOMPRESSED, p.whole, new_tokens=len(p.generated[0])).total
     return answer, Record(done, "stream", ledger=p.ledger[0], full=full, layers=tuple(p.counts["layers"][0]))

@@ -7,6 +7,9 @@ import json
 import av
 import pytest
 
+from foveate.compressors.learned import untrained
+from foveate.compressors.registry import make
+from foveate.models.learned import save
 from foveate.plans.plan import UNCOMPRESSED
 from foveate.tasks.video import frames
 
@@ -87,3 +90,21 @@ def test_a_stream_needs_a_video_that_is_there(call, folder, photo, tmp_path):
     rest = ["--question", "what ?", "--model", folder, "--stream", "moviechat"]
     assert call("run", "--image", photo, *rest).refused("run", "--stream: needs --video FILE, and no --image")
     assert call("run", "--video", tmp_path / "no.mp4", *rest).refused("run", "no.mp4", "no such file")
+
+
+def test_windows_in_the_decoder_need_weights_and_a_share(call, asked, host, tmp_path):
+    refusals = [
+        (("--stream", "video_xl"), ("video_xl needs the share that stays, such as video_xl@0.125",)),
+        (("--stream", "video_xl:network=1@0.5"), ("video_xl has no 'network'; it takes frames, rank",)),
+        (("--stream", "video_xl@0.125"), ("--stream: video_xl: has no weights for this host",)),
+    ]
+    for given, words in refusals:
+        assert call("run", *asked, *given).refused("run", *words)
+    save(tmp_path, host, "prefill", "video_xl", untrained(make("prefill", "video_xl"), host.widths).network, {})
+    dials = ["--learned", tmp_path, "--stream", "video_xl:frames=2@0.125", "--plan", "decode:random@0.5"]
+    got = json.loads(call("run", *asked, *dials, "--json").out)
+    assert [got["tokens"][stage] for stage in ("encoder", "projector", "prefill", "decode")] == [480, 480, 60, 30]
+    assert got["label"] == "prefill:video_xl@0.125 + decode:random@0.5" and got["reason"] == "stream"
+    late = ["--learned", tmp_path, "--stream", "video_xl@0.5", "--plan", "prefill:fastv@0.5"]
+    assert call("run", *asked, *late).refused("run", "plan, prefill: fastv comes too late")
+    assert call("run", *asked, *late[:2], "--stream", "video_xl@0.3").refused("run", "needs keep = 1/2, 1/3 ...")
