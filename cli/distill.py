@@ -44,6 +44,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         ("held-out", "rows that judge the result"),
     ):
         parser.add_argument(f"--{name}", type=int, metavar="N", help=about)
+    parser.add_argument("--rate", type=float, metavar="X", help="on the method's own learning rates (default: 1)")
     parser.add_argument(
         "--workers",
         type=int,
@@ -61,7 +62,12 @@ def main(args: argparse.Namespace) -> int:
     from foveate.models.distilling.settings import settings_of
 
     settings = settings_of(
-        steps_a=args.steps_a, steps_b=args.steps_b, batch=args.batch, seed=args.seed, held_out=args.held_out
+        steps_a=args.steps_a,
+        steps_b=args.steps_b,
+        batch=args.batch,
+        seed=args.seed,
+        held_out=args.held_out,
+        rate=args.rate,
     )
     if args.workers < 0:
         raise ValueError(f"--workers: {args.workers} is below 0")

@@ -5,8 +5,8 @@ like the host's own, without the decoder (see `losses.feature_loss`). Stage "ans
 divergence of the next-token distribution from that of the host with all tokens, on the positions of the answer
 (weight 1), cross-entropy of the answer (0.5), and the features as an anchor (0.1). A method between decoder layers has
 no tokens of its own to compare: it learns from answers alone, through the layers behind its choice. AdamW without
-decay, warm-up over 3 % of each stage, then a cosine to zero, from the peak rates that the method names; gradients are
-clipped at 1; weights are float32 whatever the host's.
+decay, warm-up over 3 % of each stage, then a cosine to zero, from the peak rates that the method names (times
+`Settings.rate`); gradients are clipped at 1; weights are float32 whatever the host's.
 
 What a step draws depends on seed, stage and step alone: a run that was interrupted gives the same weights as one that
 was not.
@@ -127,7 +127,7 @@ class Run:
     @property
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree in to be gone on with."""
-        numbers = {name: getattr(self.settings, name) for name in ("steps_a", "steps_b", "batch", "seed")}
+        numbers = {name: getattr(self.settings, name) for name in ("steps_a", "steps_b", "batch", "seed", "rate")}
         about = {"method": f"{self.stage}:{self.method.name}", "host": self.host.fingerprint}
         return about | {"data": self.lessons.label} | numbers
 
@@ -189,7 +189,7 @@ class Run:
         for name, parameter in self.network.named_parameters():
             groups.setdefault(self.method.rate_of(name), []).append(parameter)
         groups[self.method.rate] += self.pupil.reconstructor.parameters()
-        self.peaks = list(groups)
+        self.peaks = [rate * self.settings.rate for rate in groups]
         listed = [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
         return torch.optim.AdamW(listed, betas=BETAS, weight_decay=0.0)
 

@@ -191,7 +191,9 @@ class TestRun:
         with pytest.raises(HostError, match="ldpv2: not here"):
             find("ldpv2", fresh)
 
-    @pytest.mark.parametrize("bad", [{"batch": 0}, {"steps_a": -1}, {"seed": -1}, {"steps_a": 0, "steps_b": 0}])
+    @pytest.mark.parametrize(
+        "bad", [{"batch": 0}, {"steps_a": -1}, {"seed": -1}, {"rate": 0.0}, {"steps_a": 0, "steps_b": 0}]
+    )
     def test_numbers_out_of_range_are_refused(self, bad):
         with pytest.raises(ValueError, match=next(iter(bad))):
             settings_of(**bad)
@@ -268,6 +270,8 @@ def test_parameters_may_learn_at_rates_of_their_own(fresh, lessons, tmp_path):
     wanted = [factor(step, 3) for step in range(3)] * 2
     assert [main for main, _ in rates] == pytest.approx([1e-4 * each for each in wanted])
     assert [slow for _, slow in rates] == pytest.approx([2e-5 * each for each in wanted])
+    faster = Run(fresh, "d_abstractor", lessons, replace(SMALL, rate=10.0), tmp_path / "faster")
+    assert faster.peaks == pytest.approx([1e-3, 2e-4])
     again = Run(fresh, "d_abstractor", lessons, SMALL, tmp_path, resume=True)
     assert [len(group["params"]) for group in again.optimiser.param_groups] == [len(main["params"]), 13]
 
