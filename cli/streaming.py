@@ -77,11 +77,11 @@ def read_stream(text: str, memory: int | None) -> tuple[Compressor, float | None
     head, at, keep = text.partition("@")
     name, _, given = head.strip().partition(":")
     known = {n: cls for (stage, n), cls in COMPRESSORS.items() if stage == "projector" and cls().streamed()}
-    known |= {n: cls for (_, n), cls in COMPRESSORS.items() if cls.windows}
+    known |= {n: cls for (_, n), cls in COMPRESSORS.items() if cls.windowed}
     if name not in known:
         raise ValueError(f"--stream: {name!r} takes no video window by window; near: {near(name, sorted(known))}")
     made = known[name](**_values(name, given, {f.name: str(f.type) for f in fields(known[name]) if f.repr}))
-    if not at and made.windows:
+    if not at and made.windowed:
         raise ValueError(f"--stream: {name} needs the share that stays, such as {name}@0.125; its memory grows")
     if not at:
         return made, None, memory or MEMORY
@@ -150,7 +150,7 @@ def streamed(
             raise ValueError(f"plan, {stage}: {reason}")
         check_behind(stage, host.make(stage, choice.method))
     where = stage_of(method.name)
-    if method.windows and not plan[where].is_none:
+    if method.windowed and not plan[where].is_none:
         raise ValueError(f"plan, {where}: {plan[where].method} comes too late, {method.name} has run the decoder")
     if method.learned:
         if (reason := host.supports(where, method.name, frames)) is not None:

@@ -91,8 +91,9 @@ class Compressor(ABC):
             each stands for; from `prefill` on to the end of the answer.
         bypass: at `prefill`: what it does not choose goes around the layer and is there again behind it, where it
             stood. Each of its sites holds until the next one, the last to the end.
-        windows: at `prefill`: visual tokens run through the decoder window by window, each slot is a summary token that
-            runs behind its anchor, and of visual tokens these alone stay; `models.windows` says what more is asked.
+        windowed: at `prefill`: visual tokens run through the decoder window by window, each slot is a summary token
+            that runs behind its anchor, and of visual tokens these alone stay; `models.windows` says what more is
+            asked.
         forgets: at `prefill`, for a selection at one layer: what it drops leaves the caches of the layers before too.
         takes_cls: at `outside` and `projector`, row 0 is the encoder's CLS (position -1) where it has one, counts as a
             token and may be kept.
@@ -111,7 +112,7 @@ class Compressor(ABC):
     proportional: ClassVar[bool] = False
     bypass: ClassVar[bool] = False
     forgets: ClassVar[bool] = False
-    windows: ClassVar[bool] = False
+    windowed: ClassVar[bool] = False
     takes_cls: ClassVar[bool] = False
     requires_grid: ClassVar[bool] = False
     emits_grid: ClassVar[bool] = False

@@ -25,7 +25,7 @@ DECODE_KINDS = (*OWN_KINDS, "frame_relevance")
 
 
 def asked_at(method: KVReducer, layer: int, depth: int, windows: bool = False) -> list[Signal]:
-    """What a method reads in one layer; nothing can be read behind `windows`, which leave no states of the prompt.
+    """What a method reads in one layer; nothing can be read behind windows, which leave no states of the prompt.
 
     Raises: HostError on what there is not at `decode`, or not there.
     """

@@ -286,7 +286,7 @@ class Forecast:
         grids = [seen.grid for seen in at.views for _ in range(seen.number)]
         grid, whole = joined(grids, all(seen.whole for seen in at.views))
         method, count = self.method("prefill", n, grid if volume(grid) == n else (1, 1, n), whole)
-        if method is not None and method.windows:
+        if method is not None and method.windowed:
             return self._windows(at, method, n, count)
         sites = dict(self.host.sites("prefill", method, n, count))
         text, visual = at.shape.n_text + sum(seen.number for seen in at.views if seen.cls), []

@@ -233,7 +233,7 @@ class Host(ABC):
         Args:
             video: frames, or some of them together, in order; an iterator is read once.
             question: about all of it.
-            method: one for streams, of the stage `projector` or with `windows`, or its name.
+            method: one for streams, of the stage `projector` or a `windowed` one, or its name.
             keep: share of the video's tokens that stays; needs `frames`, unless the method has windows.
             memory: instead, whole frames that the memory has room for.
             frames: how many will come at most, where that is known.
@@ -375,7 +375,7 @@ class Host(ABC):
             return f"{name}: makes new tokens, and this host adds features of the old ones in later layers"
         if cls.modality == "video" and frames == 1:
             return f"{name}: is for videos, a picture is one frame"
-        if cls.windows and self.decoder.coordinates > 1:
+        if cls.windowed and self.decoder.coordinates > 1:
             return f"{name}: numbers places anew for each window, and this decoder rotates by time, row and column"
         if (reason := self.refuses(stage, cls)) is not None:
             return f"{name}: {reason}"

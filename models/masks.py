@@ -189,7 +189,7 @@ class Masks:
     @staticmethod
     def _windows(plan: Plan) -> bool:
         """Whether the plan's prompt runs in windows, which do not go on from a layer that has run for its features."""
-        return getattr(COMPRESSORS.get(("prefill", plan["prefill"].method)), "windows", False)
+        return getattr(COMPRESSORS.get(("prefill", plan["prefill"].method)), "windowed", False)
 
     def _again(self, shape: PromptShape) -> float:
         """FLOPs of one decoder layer over an uncompressed prompt."""

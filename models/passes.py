@@ -278,7 +278,7 @@ class Pass(Books):
         self._reach("prefill")
         self._enter()
         choices = self._choices("prefill", compressor, keep)
-        if any(method is not None and method.windows for method, _ in choices):
+        if any(method is not None and method.windowed for method, _ in choices):
             self._opened, self.logits = in_windows(self, choices)
         else:
             self._cut(choices)

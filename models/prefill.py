@@ -66,7 +66,7 @@ class Prefill:
         self.history: list[list[tuple[int, Reduction]]] = [[] for _ in grids]
         self.entries: list[list[int]] = [[] for _ in grids]  # of each row: prompt entries in each layer
         self.visual: list[list[int]] = [[] for _ in grids]  # of each row: visual entries in each layer
-        self.windows = [False for _ in grids]  # of each row: its visual entries are summary tokens of `windows`
+        self.windows = [False for _ in grids]  # of each row: its visual entries are summary tokens of windows
         self._rotation: tuple[Tensor, Tensor] | None = None
         self._watched: set[int] = set()  # layers of which a method wants what their MLP reads
 

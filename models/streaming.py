@@ -216,7 +216,7 @@ def stream(
     window: int = WINDOW,
 ) -> Streamed:
     """See `Host.stream`."""
-    if method.windows:
+    if method.windowed:
         from foveate.models.watching import watch  # it needs this module's classes
 
         return watch(host, video, question, method, keep if memory is None else None, window)
@@ -259,7 +259,7 @@ def stream(
 
 
 def stage_of(name: str) -> str:
-    """Where a method for streams acts: in the decoder where it has `windows`, else at the projector."""
+    """Where a method for streams acts: in the decoder where it is `windowed`, else at the projector."""
     return "prefill" if getattr(COMPRESSORS.get(("prefill", name)), "windows", False) else "projector"
 
 

@@ -111,7 +111,7 @@ def watch(
         host: the model.
         video: frames in order.
         question: about all of it.
-        method: with `windows`.
+        method: a `windowed` one.
         keep: one summary token to so many visual ones: 1 / 2, 1 / 3 ...
         window: frames that the tower gets at a time; those of the decoder's windows are the method's own.
     Raises:

@@ -1,7 +1,7 @@
 """Visual tokens that run through the decoder window by window, and leave summary tokens behind.
 
 Cuts cannot say this: what stays are entries that the prompt has not, and no layer ever sees all visual tokens. Where a
-method has `windows`, words stay as they are; behind some visual tokens of each window stands a summary token, whose
+method is `windowed`, words stay as they are; behind some visual tokens of each window stands a summary token, whose
 queries, keys and values are made with what the method adds; and of a window the keys and values of these alone are
 kept. Keys are kept without rotation until their place is known: 0, 1, 2 ... over what stays, then the next window.
 """
@@ -40,7 +40,7 @@ Ran = list[tuple[int, int]]
 
 
 class Summarises(Protocol):
-    """The part of a method with `windows` that is asked while they run; `stops` and `window` say where they end."""
+    """The part of a `windowed` method that is asked while they run; `stops` and `window` say where they end."""
 
     name: str
 
@@ -175,7 +175,7 @@ def added(decoder: Decoder, method: Summarises, at: Tensor) -> Iterator[list[Ten
 
 
 def in_windows(of: Pass, choices: Choices) -> tuple[Prefill, Tensor]:
-    """The decoder over a pass in which some rows' methods have `windows`; the others run as ever. Charges the rows.
+    """The decoder over a pass in which some rows' methods are `windowed`; the others run as ever. Charges the rows.
 
     Args:
         of: standing before the decoder, or behind layer 0, which windows run anew.
@@ -189,7 +189,7 @@ def in_windows(of: Pass, choices: Choices) -> tuple[Prefill, Tensor]:
     length, n = start.stream.length.tolist(), start.stream.n.tolist()
     rest, keys = [], {}
     for row, (method, ratio) in enumerate(choices):
-        if method is None or not method.windows or not n[row]:
+        if method is None or not method.windowed or not n[row]:
             rest.append(row)
             continue
         before, frames = _before(of, start, row), frames_of(of.laid[row].shape)

@@ -76,7 +76,7 @@ class VideoXL(Learned, Reducer):
 
     name = "video_xl"
     stages = ("prefill",)
-    windows = True
+    windowed = True
     positions = "renumber"
     gentle: ClassVar[float] = 0.25
     paper = "Shu et al., CVPR 2025, https://arxiv.org/abs/2409.14485"

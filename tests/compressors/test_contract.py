@@ -11,6 +11,7 @@ import foveate.compressors  # noqa: F401  (fills the registry)
 from foveate.compressors.base import (
     ANY_DEPTH,
     STAGES,
+    Compressor,
     InputKnob,
     KVReducer,
     Reducer,
@@ -134,8 +135,8 @@ class TestEveryMethod:
         assert cls.positions in ("keep", "renumber", "mean")
         assert cls.fidelity in ("reference", "paper", "reconstruction")
         assert cls.paper == "none (control)" or re.search(r"https://\S+$", cls.paper)
-        flags = (cls.text_guided, cls.learned, cls.adaptive, cls.proportional)
-        assert all(isinstance(f, bool) for f in (*flags, cls.takes_cls, cls.requires_grid, cls.emits_grid))
+        traits = [name for name, value in vars(Compressor).items() if isinstance(value, bool)]
+        assert "windowed" in traits and all(isinstance(getattr(cls, name), bool) for name in traits)
         if issubclass(cls, Resampler):
             assert cls.hook in ("before", "after", "instead")
 

@@ -55,7 +55,7 @@ def test_a_build_repeats_by_seed_and_leaves_the_generator_alone(key):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-ALONE = [key for key in TAUGHT if not COMPRESSORS[key].further and not COMPRESSORS[key].windows]  # without a decoder
+ALONE = [key for key in TAUGHT if not COMPRESSORS[key].further and not COMPRESSORS[key].windowed]  # without a decoder
 
 
 @pytest.mark.parametrize("key", ALONE, ids=label)
