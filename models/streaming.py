@@ -260,7 +260,7 @@ def stream(
 
 def stage_of(name: str) -> str:
     """Where a method for streams acts: in the decoder where it is `windowed`, else at the projector."""
-    return "prefill" if getattr(COMPRESSORS.get(("prefill", name)), "windows", False) else "projector"
+    return "prefill" if getattr(COMPRESSORS.get(("prefill", name)), "windowed", False) else "projector"
 
 
 def _streamer(host: Host, method: Compressor) -> Streamer:
