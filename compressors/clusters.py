@@ -14,8 +14,9 @@ def components(joined: Tensor) -> Tensor:
     """The connected component of each node of symmetric graphs (B, N, N) bool, named by its lowest index: (B, N)."""
     b, n, _ = joined.shape
     label = torch.arange(n, device=joined.device).expand(b, n)
+    apart = (~joined).int() * n  # added, since a choice by a mask takes eight times as long; half as many bytes
     while True:
-        lowest = torch.where(joined, label.int().unsqueeze(1), n).amin(dim=-1).minimum(label)  # half as many bytes
+        lowest = (apart + label.int().unsqueeze(1)).amin(dim=-1).minimum(label)
         lowest = lowest.gather(1, lowest)  # a shortcut: what my neighbour's label knows by now
         if torch.equal(lowest, label):
             return label

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foveate.compressors.choosing import rank
+from foveate.compressors.choosing import rank, some
 
 HALVINGS = 12
 
@@ -33,8 +33,8 @@ def centres(distance: Tensor, density: Tensor, cutoff: Tensor) -> Tensor:
     is_centre = torch.zeros_like(density, dtype=torch.bool)
     open_ = torch.ones_like(is_centre)
     while bool(open_.any()):
-        is_centre = is_centre | (open_ & ~(hinders & open_.unsqueeze(1)).any(dim=-1))
-        open_ = open_ & ~is_centre & ~(hinders & is_centre.unsqueeze(1)).any(dim=-1)
+        is_centre = is_centre | (open_ & ~some(hinders & open_.unsqueeze(1)))
+        open_ = open_ & ~is_centre & ~some(hinders & is_centre.unsqueeze(1))
     return is_centre
 
 

@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from foveate.compressors.choosing import first_max, rank, selection
 from foveate.compressors.clusters import components, sizes, summed
-from foveate.compressors.matching import STEP, rounded
+from foveate.compressors.matching import rounded
 from foveate.compressors.tokens import Reduction
-
-HALVINGS = 22
-"""Of [-1, 1], until they part any two cosines, which are multiples of 2^-20."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +50,21 @@ class Grouping:
         number = torch.zeros_like(members).scatter_add_(1, self.slot, (members > 0).long())
         return 1 / (members.gather(1, self.component) * number.gather(1, self.of_token))
 
+    @property
+    def place(self) -> Tensor:
+        """(B, N) int64 of each token, which of its row's slots it is in, in the order of their names."""
+        return numbered(self.of_token, self.stands)
+
     def likeness(self, products: Tensor) -> Tensor:
-        """(B, N, N) cosine of each token with the mean of each slot, -inf where no slot has this name."""
-        slot, weight = self.of_token, self.weight
-        to_slot = summed(products * weight.unsqueeze(2), slot, slot.shape[1]).mT
-        own = to_slot.gather(2, slot.unsqueeze(-1)).squeeze(-1)
-        square = torch.zeros_like(own).scatter_add_(1, slot, own * weight)
-        likeness = cosines(to_slot, products.diagonal(dim1=1, dim2=2), square)
-        return likeness.masked_fill(~self.stands.unsqueeze(1), -torch.inf)
+        """(B, K, N) cosine of the mean of each slot, by `place`, with each token; -inf beyond the row's slots."""
+        place, weight, number = self.place, self.weight, self.number
+        most = int(number.max())
+        to_slot = summed(products * weight.unsqueeze(2), place, most)
+        own = to_slot.gather(1, place.unsqueeze(1)).squeeze(1)
+        square = torch.zeros_like(to_slot[..., 0]).scatter_add_(1, place, own * weight)
+        likeness = cosines(to_slot, square, products.diagonal(dim1=1, dim2=2))
+        beyond = torch.arange(most, device=place.device) >= number
+        return likeness.masked_fill_(beyond.unsqueeze(2), -torch.inf)
 
     def split(self, products: Tensor, count: int) -> Grouping:
         """With as many tokens more in slots of their own as it takes: those least like their slot, but not its hub."""
@@ -67,25 +72,24 @@ class Grouping:
         lacking = count - self.number
         if not bool(lacking.any()):
             return self
-        own = self.likeness(products).gather(2, slot.unsqueeze(-1)).squeeze(-1)
+        own = self.likeness(products).gather(1, self.place.unsqueeze(1)).squeeze(1)
         alone = rank((-own).masked_fill(stands, -torch.inf)) < lacking
         index = torch.arange(slot.shape[1], device=slot.device)
         return Grouping(torch.where(alone, index, self.component), torch.where(alone, index, self.slot))
 
-    def where(self, mine: Tensor, other: Grouping) -> Grouping:
-        """This one in the rows where mine (B, 1) is true, another one elsewhere."""
-        return Grouping(torch.where(mine, self.component, other.component), torch.where(mine, self.slot, other.slot))
-
     def refilled(self, products: Tensor) -> Reduction:
         """Each slot's mean of means, averaged with all the tokens that are most like it."""
-        stands = self.stands
-        nearest = self.likeness(products).argmax(dim=-1)
+        nearest = self.likeness(products).argmax(dim=1)
         share = 1 / (1 + sizes(nearest))
-        into = torch.stack([self.of_token, nearest], dim=-1)  # (B, N, 2)
+        into = torch.stack([self.place, nearest], dim=-1)  # (B, N, 2)
         weight = share.unsqueeze(-1).expand_as(into.float()).gather(1, into)
         weight = weight * torch.stack([self.weight, torch.ones_like(self.weight)], dim=-1)
-        number = (stands.cumsum(dim=-1) - 1).unsqueeze(-1).expand_as(into)
-        return replace(selection(stands), into=number.gather(1, into), weight=weight)
+        return replace(selection(self.stands), into=into, weight=weight)
+
+
+def numbered(name: Tensor, stands: Tensor) -> Tensor:
+    """(B, N) int64 for names (B, N): how many names come before, given those (B, N) bool that are one."""
+    return (stands.cumsum(dim=-1) - 1).gather(1, name)
 
 
 def cosines(products: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -100,30 +104,108 @@ def among(products: Tensor) -> Tensor:
     return cosines(products, square, square)
 
 
-def grouped(
-    products: Tensor, likeness: Tensor, same_frame: Tensor, tau: Tensor, sampled: Callable[[Tensor, int], Tensor]
-) -> Grouping:
-    """Components within frames, and slots from the components of their means.
+@dataclass(frozen=True)
+class Means:
+    """The means of C components, in the order of their names, by sums: their cosines are those of the means.
 
-    Args:
-        products: (B, N, N) inner products of the tokens.
-        likeness: (B, N, N) their cosines.
-        same_frame: (B, N, N) bool.
-        tau: (B, 1, 1) cosine above which two are joined.
-        sampled: of the pairs that may be joined, those that a sample sees; with a salt for its draw.
+    Attributes:
+        sums: (B, C, C) inner products of the sums, 0 beyond the row's components.
+        name: (B, C) int64 of each, a member.
+        number: (B, 1) int64 how many there are.
     """
-    component, members = joined(likeness, same_frame, tau, sampled(same_frame, 0))
-    n = component.shape[1]
-    weight = 1 / members.gather(1, component).float()
-    means = summed(products * weight.unsqueeze(2), component, n)
-    means = summed(means.mT * weight.unsqueeze(2), component, n)  # (B, N, N) at the components' names
-    exists = (members > 0).unsqueeze(1) & (members > 0).unsqueeze(2)
-    slot, _ = joined(among(means), exists, tau, sampled(exists, n))
-    return Grouping(component, slot)
+
+    sums: Tensor
+    name: Tensor
+    number: Tensor
+
+    @property
+    def exists(self) -> Tensor:
+        """(B, C) bool, those that are there."""
+        return torch.arange(self.name.shape[1], device=self.name.device) < self.number
+
+    def merged(self, component: Tensor) -> Means:
+        """Of components (B, N) that these are parts of, named by members."""
+        stands = component == torch.arange(component.shape[1], device=component.device)
+        number = stands.sum(dim=-1, keepdim=True)
+        most = int(number.max())
+        into = numbered(component, stands).gather(1, self.name)
+        rows = summed(self.sums, into, most)
+        sums = rows.new_zeros(len(rows), most, most).scatter_add_(2, into.unsqueeze(1).expand_as(rows), rows)
+        return Means(sums, (~stands).long().argsort(dim=-1, stable=True)[:, :most], number)
+
+    def where(self, mine: Tensor, other: Means) -> Means:
+        """These in the rows where mine (B, 1) is true, others elsewhere."""
+        if bool(mine.all()):
+            return self
+        number = torch.where(mine, self.number, other.number)
+        most = int(number.max())
+
+        def fit(means: Means) -> tuple[Tensor, Tensor]:
+            room = max(0, most - means.name.shape[1])
+            return pad(means.sums, (0, room, 0, room))[:, :most, :most], pad(means.name, (0, room))[:, :most]
+
+        (sums, name), (others, their) = fit(self), fit(other)
+        return Means(torch.where(mine.unsqueeze(2), sums, others), torch.where(mine, name, their), number)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """All pairs of N tokens.
+
+    Attributes:
+        products: (B, N, N) inner products.
+        likeness: (B, N, N) cosines.
+        same_frame: (B, N, N) bool.
+        sampled: of the pairs (B, M, M) that may be joined, those that a sample sees; with the number (B, M) by which
+            each of the M draws.
+    """
+
+    products: Tensor
+    likeness: Tensor
+    same_frame: Tensor
+    sampled: Callable[[Tensor, Tensor], Tensor]
+
+    @property
+    def each(self) -> Means:
+        """Every token by itself."""
+        b, n, _ = self.products.shape
+        index = torch.arange(n, device=self.products.device)
+        return Means(self.products, index.expand(b, n), torch.full_like(index[:1], n).expand(b, 1))
+
+    @property
+    def seen(self) -> Tensor:
+        """(B, N, N) bool, the pairs within frames that a sample sees."""
+        return self.sampled(self.same_frame, self.each.name)
+
+    def across(self, means: Means, lowest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of components (B, N), named by their lowest members: (B, C, C) cosines, pairs that exist, pairs seen."""
+        exists = means.exists.unsqueeze(1) & means.exists.unsqueeze(2)
+        return among(means.sums), exists, self.sampled(exists, lowest.gather(1, means.name) + lowest.shape[1])
+
+    def slots(self, means: Means, lowest: Tensor, tau: Tensor) -> Tensor:
+        """(B, 1) int64 how many slots such components form at tau (B, 1)."""
+        likeness, _, seen = self.across(means, lowest)
+        label = components((likeness > tau.unsqueeze(2)) & seen)
+        first = label == torch.arange(label.shape[1], device=label.device)
+        return (first & means.exists).sum(dim=-1, keepdim=True)
+
+    def grouped(self, lowest: Tensor, tau: Tensor) -> Grouping:
+        """Components within frames, and slots from the components of their means.
+
+        Args:
+            lowest: (B, N) int64 the lowest member of each token's component.
+            tau: (B, 1) by which it is that.
+        """
+        component = named((self.likeness > tau.unsqueeze(2)) & self.same_frame, lowest)
+        means = self.each.merged(component)
+        likeness, exists, seen = self.across(means, lowest)
+        slot, _ = joined(likeness, exists, tau.unsqueeze(2), seen)
+        place = numbered(component, component == self.each.name)
+        return Grouping(component, means.name.gather(1, slot).gather(1, place))
 
 
 def joined(likeness: Tensor, allowed: Tensor, tau: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, N) the component of each, named by the member with most joints (ties: the lowest index); (B, N) its size.
+    """(B, N) the component of each, see `named`; (B, N) its size, at its name.
 
     Args:
         likeness: (B, N, N) cosines.
@@ -132,10 +214,14 @@ def joined(likeness: Tensor, allowed: Tensor, tau: Tensor, seen: Tensor) -> tupl
         seen: (B, N, N) bool, the allowed pairs by which components grow.
     """
     alike = (likeness > tau) & allowed
-    lowest = components(alike if seen is allowed else alike & seen)
-    hub = first_max(alike.sum(dim=-1).float(), lowest, alike.shape[1])[1]
-    name = hub.gather(1, lowest)
+    name = named(alike, components(alike if seen is allowed else alike & seen))
     return name, sizes(name) * allowed.diagonal(dim1=1, dim2=2)
+
+
+def named(alike: Tensor, lowest: Tensor) -> Tensor:
+    """(B, N) components (B, N) named by the member that has most joints (B, N, N) bool; ties: the lowest index."""
+    joints = alike.sum(dim=-1, dtype=torch.int32).float()
+    return first_max(joints, lowest, alike.shape[1])[1].gather(1, lowest)
 
 
 def sample(chance: Tensor, allowed: Tensor, epsilon: float) -> Tensor:
@@ -147,32 +233,3 @@ def sample(chance: Tensor, allowed: Tensor, epsilon: float) -> Tensor:
     )
     wanted = (number.clamp(min=1).double().log() / epsilon**2).ceil()
     return (before & allowed).sum(dim=-1) < wanted
-
-
-def highest(at: Callable[[Tensor], Grouping], most: float, count: int, like: Tensor) -> Grouping:
-    """The grouping at the highest tau up to `most` that gives no more slots than the count, found by halving.
-
-    The search ends early where no more than one slot of sixteen is lacking.
-
-    Args:
-        at: the grouping of every row at its tau (B, 1, 1).
-        most: where a row fits at once, it stays.
-        count: slots that a row may have.
-        like: gives batch and device.
-    """
-    low, high = (torch.full((like.shape[0], 1, 1), tau, device=like.device) for tau in (-1 - STEP, min(most, 1.0)))
-    best = at(high)
-    settled = best.number <= count
-    if not bool(settled.all()):
-        best = best.where(settled, at(low))  # one slot
-    for _ in range(HALVINGS):
-        settled = settled | (best.number >= count - count // 16)
-        if bool(settled.all()):
-            break
-        middle = (low + high) / 2
-        trial = at(middle)
-        fits = ~settled & (trial.number <= count)
-        best = trial.where(fits, best)
-        low = torch.where(fits.unsqueeze(-1), middle, low)
-        high = torch.where((fits | settled).unsqueeze(-1), high, middle)
-    return best

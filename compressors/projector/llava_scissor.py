@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from foveate.compressors.base import Reducer, Reduction, Tokens
 from foveate.compressors.chance import uniform
-from foveate.compressors.grouping import Grouping, among, grouped, highest, sample
+from foveate.compressors.grouping import Pairs, among, sample
 from foveate.compressors.registry import register
+from foveate.compressors.thresholds import highest
 
 
 @register
@@ -26,9 +26,9 @@ class LLaVAScissor(Reducer):
     Shapes:  x (B, N, D) -> into, weight (B, N, 2)
     Cost:    2 B N^2 D FLOPs: all cosines, those of means too, follow from one product of the tokens with themselves.
     Differs: the code has tau = 0.9; here the count sets it: the highest tau that gives no more slots (one of sixteen
-             may lack), and tokens least like their slot become slots of their own until the count is met. Components
-             are exact, where the code joins a random sample of tokens to their neighbours (the same up to about 3240
-             tokens) and loses some. Frames are not pooled here.
+             may lack; searched for as if slots always rose with tau), and tokens least like their slot become slots of
+             their own until the count is met. Components are exact, where the code joins a random sample of tokens to
+             their neighbours (the same up to about 3240 tokens) and loses some. Frames are not pooled here.
 
     Args:
         threshold: tau; then the count is only a ceiling, under which tau falls where it must. None = the count is met.
@@ -54,21 +54,16 @@ class LLaVAScissor(Reducer):
 
     def plan(self, tokens: Tokens, count: int) -> Reduction:
         x = tokens.x.float()
-        products = x @ x.mT
-        likeness, frame = among(products), tokens.position // (tokens.grid[1] * tokens.grid[2])
-        same_frame = frame.unsqueeze(1) == frame.unsqueeze(2)
-        index = torch.arange(tokens.n, device=x.device).expand_as(frame)
+        products, frame = x @ x.mT, tokens.position // (tokens.grid[1] * tokens.grid[2])
 
-        def sampled(allowed: Tensor, salt: int) -> Tensor:
+        def sampled(allowed: Tensor, index: Tensor) -> Tensor:
             if self.epsilon is None:
                 return allowed
-            drawn = sample(uniform(tokens.seed.unsqueeze(-1), index + salt), allowed, self.epsilon)
+            drawn = sample(uniform(tokens.seed.unsqueeze(-1), index), allowed, self.epsilon)
             return allowed & (drawn.unsqueeze(1) | drawn.unsqueeze(2))
 
-        def at(tau: Tensor) -> Grouping:
-            return grouped(products, likeness, same_frame, tau, sampled)
-
-        found = highest(at, 1.0 if self.threshold is None else self.threshold, count, x)
+        pairs = Pairs(products, among(products), frame.unsqueeze(1) == frame.unsqueeze(2), sampled)
+        found = highest(pairs, 1.0 if self.threshold is None else self.threshold, count)
         if self.threshold is None:
             found = found.split(products, count)
         return found.refilled(products)

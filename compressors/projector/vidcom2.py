@@ -70,7 +70,10 @@ class VidCom2(Reducer):
 
 def steady(x: Tensor) -> Tensor:
     """x (B, T, n, D) on the half of its channels with the least variance over all tokens, made unit length."""
-    variance = rounded(x.flatten(1, 2).var(dim=1, correction=0))  # (B, D)
+    every = x.flatten(1, 2)
+    variance = rounded(
+        ((every - every.mean(dim=1, keepdim=True)) ** 2).mean(dim=1)
+    )  # (B, D); many times as fast as var
     order = variance.argsort(dim=-1, stable=True)[:, : max(1, x.shape[-1] // 2)].sort(dim=-1).values
     index = order.view(len(x), 1, 1, -1).expand(-1, *x.shape[1:3], -1)
     return normalize(x.gather(-1, index), dim=-1)
