@@ -29,6 +29,16 @@ def clustered(x: Tensor, member: Tensor, count: Tensor, neighbours: int) -> tupl
     Returns:
         (G, n) bool, the centres; (G, n) int64, the index of each member's centre, -1 where it has none.
     """
+    product, _, distance = peaks(x, member, neighbours)
+    centre = (rank(product) < count.unsqueeze(-1)) & member
+    nearest_one = distance.masked_fill(~centre.unsqueeze(1), torch.inf).min(dim=-1).indices
+    owner = torch.where(centre, torch.arange(x.shape[1], device=x.device), nearest_one)
+    return centre, owner.masked_fill(~member | ~centre.any(dim=-1, keepdim=True), -1)
+
+
+def peaks(x: Tensor, member: Tensor, neighbours: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What centres are chosen by, see `clustered`: (G, n) density * delta, -1 where nobody is; (G, n) density; and
+    (G, n, n) distances."""
     square = squared(x.float(), member)
     nearest = square.topk(min(neighbours, x.shape[1]), dim=-1, largest=False).values
     there = nearest < torch.inf
@@ -39,11 +49,7 @@ def clustered(x: Tensor, member: Tensor, count: Tensor, neighbours: int) -> tupl
     delta = distance.masked_fill(~denser, torch.inf).amin(dim=-1)
     largest = distance.masked_fill(distance == torch.inf, 0).flatten(1).amax(dim=-1, keepdim=True)
     delta = torch.where(delta < torch.inf, delta, largest)
-    product = (density * delta).masked_fill(~member, -1)
-    centre = (rank(product) < count.unsqueeze(-1)) & member
-    nearest_one = distance.masked_fill(~centre.unsqueeze(1), torch.inf).min(dim=-1).indices
-    owner = torch.where(centre, torch.arange(x.shape[1], device=x.device), nearest_one)
-    return centre, owner.masked_fill(~member | ~centre.any(dim=-1, keepdim=True), -1)
+    return (density * delta).masked_fill(~member, -1), density, distance
 
 
 def squared(x: Tensor, member: Tensor) -> Tensor:
