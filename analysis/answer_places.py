@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from foveate.compressors.base import Reduction, Tokens
-from foveate.compressors.dpc_knn import peaks
+from foveate.compressors.dpc_knn import peaks, unit_scale
 from foveate.envs.inputs import Input, input_of
 from foveate.models.host import Host
 from foveate.models.passes import Pass
@@ -37,11 +37,6 @@ def received(method: Any, tokens: Tokens) -> Tensor:
     """Attention that the other patches pay to each."""
     maps = tokens.signals["attention_map"].float()
     return maps.sum(dim=1) - maps.diagonal(dim1=1, dim2=2)
-
-
-def unit_scale(x: Tensor) -> Tensor:
-    """Features (B, N, C) at mean square 1 in each row, in float32."""
-    return x.float() / x.float().square().mean(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-12)
 
 
 def of_peaks(part: int, scale: Callable[[Tensor], Tensor] = Tensor.float) -> Score:

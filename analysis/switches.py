@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, make_dataclass, replace
+from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
 from torch import Tensor
 
-from foveate.analysis.answer_places import unit_scale
 from foveate.compressors.base import Compressor, Reduction, Tokens
 from foveate.compressors.registry import COMPRESSORS
 from foveate.plans.plan import Plan
@@ -78,16 +77,7 @@ def unmerged(stage: str, method: str) -> dict[str, Any]:
 
 def one_level(self: Any, tokens: Tokens, count: int) -> Reduction:
     """Chat-UniVi's fine level with the whole count, for pictures."""
-    return self.clusters(tokens.x.float(), 1, count, self.neighbours[0])
-
-
-def scaled(plan: Callable[..., Reduction]) -> dict[str, Any]:
-    """Parts of a method that decides on features of mean square 1 in each row; what it merges is as it was."""
-
-    def of_scaled(self: Any, tokens: Tokens, count: int) -> Reduction:
-        return plan(self, replace(tokens, x=unit_scale(tokens.x)), count)
-
-    return {"plan": of_scaled}
+    return self.clusters(self.points(tokens), 1, count, self.neighbours[0])
 
 
 def turned(self: Any, tokens: Tokens) -> Tensor:
@@ -135,8 +125,8 @@ VARIANTS = (
         "one level, unmerged, places kept",
         parts=KEPT | {"plan": lambda self, tokens, count: alone(one_level(self, tokens, count))},
     ),
-    Variant(*UNIVI, "scaled", parts=scaled(COMPRESSORS[UNIVI].plan)),
-    Variant(*UNIVI, "scaled, one level", parts=scaled(one_level)),
-    Variant(*UNIVI, "scaled, places kept", parts=KEPT | scaled(COMPRESSORS[UNIVI].plan)),
-    Variant(*UNIVI, "scaled, one level, places kept", parts=KEPT | scaled(one_level)),
+    Variant(*UNIVI, "scaled", {"unit": True}),
+    Variant(*UNIVI, "scaled, one level", {"unit": True}, {"plan": one_level}),
+    Variant(*UNIVI, "scaled, places kept", {"unit": True}, KEPT),
+    Variant(*UNIVI, "scaled, one level, places kept", {"unit": True}, KEPT | {"plan": one_level}),
 )

@@ -52,6 +52,11 @@ def peaks(x: Tensor, member: Tensor, neighbours: int) -> tuple[Tensor, Tensor, T
     return (density * delta).masked_fill(~member, -1), density, distance
 
 
+def unit_scale(x: Tensor) -> Tensor:
+    """Features (B, N, C) at mean square 1 in each row, in float32: densities of another tower's stay comparable."""
+    return x.float() / x.float().square().mean(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-12)
+
+
 def squared(x: Tensor, member: Tensor) -> Tensor:
     """(G, n, n) squared distances of x (G, n, C), divided by C; infinite where one of both is no member.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from foveate.compressors.base import Grid, Reducer, Reduction, Tokens, apply, then
 from foveate.compressors.clusters import means
-from foveate.compressors.dpc_knn import clustered
+from foveate.compressors.dpc_knn import clustered, unit_scale
 from foveate.compressors.dpc_knn import flops as cluster_flops
 from foveate.compressors.planes import check_whole
 from foveate.compressors.registry import register
@@ -36,6 +36,9 @@ class ChatUniVi(Reducer):
     Args:
         frames: to an event, on average.
         neighbours: of the density: for frames and the fine level, the middle one, the coarse one; see `nearest`.
+        unit: cluster features at mean square 1 in each row. The density exp(-d^2) depends on how large they are: where
+            they are far larger than those it was made for, all that is unlike its surroundings has density 0 and no
+            centre. False = as they are, as published.
     Raises:
         ValueError: `frames` or one of the three `neighbours` is below 1, tokens are not a whole grid, or `count` is
             outside 1..N.
@@ -51,6 +54,7 @@ class ChatUniVi(Reducer):
 
     frames: int = 16
     neighbours: tuple[int, int, int] = (5, 3, 3)
+    unit: bool = False
 
     def __post_init__(self) -> None:
         if self.frames < 1 or len(self.neighbours) != 3 or min(self.neighbours) < 1:
@@ -67,19 +71,23 @@ class ChatUniVi(Reducer):
     def plan(self, tokens: Tokens, count: int) -> Reduction:
         check_whole(self.name, tokens)
         (t, h, w), (b, n, c), device = tokens.grid, tokens.x.shape, tokens.x.device
-        number = self.events(tokens.grid, count)
-        event = self.event_of(tokens.x.float().view(b, t, h * w, c).mean(dim=2), number)
+        number, x = self.events(tokens.grid, count), self.points(tokens)
+        event = self.event_of(x.view(b, t, h * w, c).mean(dim=2), number)
         found, inside = [], Reduction(torch.arange(n, device=device).expand(b, n))
         for level, neighbours in zip(levels(count // number, h * w), self.neighbours, strict=True):
             if not level:
                 continue
-            inside = then(inside, self.clusters(apply(inside, tokens.x.float()), t, level, neighbours), n)
+            inside = then(inside, self.clusters(apply(inside, x), t, level, neighbours), n)
             across = inside
             if number < t:
-                across = self.across(apply(inside, tokens.x.float()), event, number, level, neighbours)
+                across = self.across(apply(inside, x), event, number, level, neighbours)
                 across = then(inside, across, n)
             found.append(across)
         return side_by_side(found)
+
+    def points(self, tokens: Tokens) -> Tensor:
+        """(B, T N, C) float32, what is clustered."""
+        return unit_scale(tokens.x) if self.unit else tokens.x.float()
 
     def event_of(self, frame: Tensor, number: int) -> Tensor:
         """The event of each frame (B, T, C), numbered by their first frames: (B, T) int64."""

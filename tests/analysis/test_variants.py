@@ -17,23 +17,16 @@ from foveate.analysis.answer_places import (
     on_answer,
     scored,
     stays,
-    unit_scale,
 )
 from foveate.analysis.bootstrap import Gain
 from foveate.analysis.switches import FICOCO, RIVALS, VARIANTS, Variant, alone, registered
 from foveate.analysis.variants import FINDINGS, Line, measured, page
-from foveate.compressors.base import Reduction, Tokens
+from foveate.compressors.base import Reduction
 from foveate.compressors.registry import COMPRESSORS, make
 from foveate.plans.plan import Plan
 from foveate.tasks.base import Turn
 
 pytestmark = pytest.mark.fast
-
-
-def tokens(x: torch.Tensor) -> Tokens:
-    b, n, _ = x.shape
-    at = torch.arange(n).expand(b, n)
-    return Tokens(x, torch.ones(b, n), at, (1, 1, n), torch.zeros(b, dtype=torch.long), {})
 
 
 def test_variants_are_registered_inside_alone_and_all_differ():
@@ -54,24 +47,6 @@ def test_slots_without_merging_are_their_anchors_and_those_without_a_place_are_g
     found = alone(merged)
     assert found.into is None and found.anchor.tolist() == [[1, 3], [0, -1]] and found.count.tolist() == [2, 1]
     assert alone(Reduction(torch.tensor([[2, 0]]), into[:1], into[:1].float())).count is None
-
-
-def test_a_method_that_sees_scaled_features_chooses_alike_at_every_scale():
-    x = torch.randn(1, 16, 8, generator=torch.Generator().manual_seed(0))
-    with registered(VARIANTS):
-        own, scale = make("outside", "chat_univi (one level)"), make("outside", "chat_univi (scaled, one level)")
-        assert torch.equal(scale.reduce(tokens(x), 5).anchor, scale.reduce(tokens(50 * x), 5).anchor)
-        assert torch.equal(own.reduce(tokens(unit_scale(x)), 5).anchor, scale.reduce(tokens(7 * x), 5).anchor)
-    assert unit_scale(3 * x).square().mean() == pytest.approx(1)
-
-
-def test_far_points_have_no_density_where_features_are_large_so_that_the_ground_is_chosen():
-    ground = 0.02 * torch.randn(12, 4, generator=torch.Generator().manual_seed(1))
-    x = torch.cat([ground, torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]])]).unsqueeze(0)
-    with registered(VARIANTS):
-        own = make("outside", "chat_univi (one level)", neighbours=(3, 3, 3))
-        small, large = (set(own.reduce(tokens(scale * x), 4).anchor[0].tolist()) for scale in (1.0, 20.0))
-    assert {12, 13} <= small and not {12, 13} & large
 
 
 def test_rank_correlation_by_hand():
