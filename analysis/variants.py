@@ -120,10 +120,11 @@ FINDINGS = (
     "{ficoco0}), it marks what matters as redundant; {ficoco stays} of the answer's patches stay. CLS looks at the "
     "same patches ({ficoco1}), so that the two terms pull against each other, and with the published share the first "
     "wins ({ficoco2}). By CLS alone: {ficoco (share=0)}; without merging and with places kept: "
-    "{ficoco (share=0, unmerged, places kept)}; by received attention alone: {ficoco (share=1)}. Window and merging "
-    "change little ({ficoco (window=1)}, {ficoco (unmerged, places kept)}): the ranking is the cause.",
+    "{ficoco (share=0, unmerged, places kept)}; by received attention alone: {ficoco (share=1)}. Neither window "
+    "nor merging nor places are the cause: without a window {ficoco (window=1)}, without the others "
+    "{ficoco (unmerged, places kept)}.",
     "**chat_univi** ({chat_univi}): density is exp(-d^2), so its choice depends on how large features are, and this "
-    "tower's are far larger than those of CLIP: objects have density 0, and centres are the ground (density "
+    "tower's are large, their mean square is about 40: objects have density 0, and centres are the ground (density "
     "{chat_univi6}, its product with the distance {chat_univi7}); {chat_univi stays} of the answer's patches are "
     "centres. On the same features at mean square 1 the product says the opposite ({chat_univi8}), "
     "{chat_univi (scaled) stays} stay, and accuracy is {chat_univi (scaled)}; with one level and places kept "
@@ -131,13 +132,14 @@ FINDINGS = (
     "kept {chat_univi (one level, places kept)}. Two of three levels have no places by design.",
     "**par** ({par}): relevance says nothing of where the answer is ({par5}; the text tower was trained against CLS of "
     "the last block, not against patches), and clusters are filled or left out as wholes: {par stays} of the answer "
-    "stays. Representatives alone: {par (route=drop)}; with places kept: {par (places kept)}.",
-    "**trim** ({trim}): the cosine with the question is lower on the answer ({trim4}), so the code's sign is the right "
-    "one here too, as in its authors' remark; the other: {trim (sign=1)}. But it tells little; with places kept: "
-    "{trim (places kept)}, the other sign {trim (sign=1, places kept)}.",
+    "stays, as of `random`. Representatives alone: {par (route=drop)}; with places kept: {par (places kept)}. `random` "
+    "numbered anew, which is as blind to the question: {random (numbered anew)}.",
+    "**trim** ({trim}): the cosine with the question hardly tells where the answer is ({trim4}; below 0 the "
+    "code's sign is the better one). {trim stays} of the answer's patches stay, with the other sign "
+    "{trim (sign=1) stays}, which is right on {trim (sign=1)}; with places kept {trim (places kept)} and {trim (sign=1, places kept)}.",
     "**mustdrop** ({mustdrop}): windows that merge are the ground's ({mustdrop3}), as meant; with places kept "
-    "{mustdrop (places kept)}. At small ratios all windows must merge: at a ninth it is the mean of 3 x 3 patches "
-    "behind one block of attention, below it of larger ones.",
+    "{mustdrop (places kept)}, windows of two {mustdrop (side=2)}. At small ratios all "
+    "windows must merge: at a ninth it is the mean of 3 x 3 patches behind one block of attention, below it of larger ones.",
 )
 """What was read off a run with seed 0; the numbers are those of the run that writes the page."""
 
