@@ -136,10 +136,11 @@ FINDINGS = (
     "numbered anew, which is as blind to the question: {random (numbered anew)}.",
     "**trim** ({trim}): the cosine with the question hardly tells where the answer is ({trim4}; below 0 the "
     "code's sign is the better one). {trim stays} of the answer's patches stay, with the other sign "
-    "{trim (sign=1) stays}, which is right on {trim (sign=1)}; with places kept {trim (places kept)} and {trim (sign=1, places kept)}.",
+    "{trim (sign=1) stays}, which is right on {trim (sign=1)}; with places kept {trim (places kept)} and "
+    "{trim (sign=1, places kept)}.",
     "**mustdrop** ({mustdrop}): windows that merge are the ground's ({mustdrop3}), as meant; with places kept "
-    "{mustdrop (places kept)}, windows of two {mustdrop (side=2)}. At small ratios all "
-    "windows must merge: at a ninth it is the mean of 3 x 3 patches behind one block of attention, below it of larger ones.",
+    "{mustdrop (places kept)}, windows of two {mustdrop (side=2)}. At small ratios all windows must merge: at a ninth "
+    "it is the mean of 3 x 3 patches behind one block of attention, below it of larger ones.",
 )
 """What was read off a run with seed 0; the numbers are those of the run that writes the page."""
 
