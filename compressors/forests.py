@@ -33,7 +33,8 @@ class Forest:
                 return label
             lower = left.minimum(right)
             label = label.scatter_reduce(1, left, lower, "amin").scatter_reduce_(1, right, lower, "amin")
-            label = pointed(label)
+            label = label.gather(1, label)
+            label = label.gather(1, label)  # what those that I point at know by now
 
 
 def spanning(likeness: Tensor, allowed: Tensor) -> Forest:
@@ -53,38 +54,35 @@ def spanning(likeness: Tensor, allowed: Tensor) -> Forest:
         taken = best > -torch.inf
         if not bool(taken.any()):
             break
-        _, one, other = read(best, n)
+        one, other = ends(best, n)
         own = torch.arange(best.shape[1], device=best.device)
         to = tree.gather(1, one) + tree.gather(1, other) - own  # the end that is not mine
         to = torch.where(taken, to, own)
         root = (to.gather(1, to) == own) & (own <= to)  # of two that took the same edge, the lower one
         root &= own <= tree.amax(dim=-1, keepdim=True)  # other rows may have more trees
         found.append(best.masked_fill(root, -torch.inf))
-        number = root.long().cumsum(dim=-1) - 1
-        into = number.gather(1, pointed(torch.where(root, own, to)))
-        tree = into.gather(1, tree)
-        key = merged(merged(key, into).mT.contiguous(), into)
+        number = root.cumsum(dim=-1)
+        into = (number - 1).gather(1, pointed(torch.where(root, own, to)))
+        tree, trees = into.gather(1, tree), int(number[:, -1].max())
+        key = merged(merged(key, into, trees).mT.contiguous(), into, trees)
     every = torch.cat([*found, key.new_full((b, n), -torch.inf)], dim=1)
-    weight, one, other = read(every.sort(dim=-1, descending=True).values[:, :n], n)
-    return Forest(weight, torch.stack([one, other]))
+    heaviest = every.sort(dim=-1, descending=True).values[:, :n]
+    weight = ((heaviest / (n * n)).ceil() * STEP).float()
+    return Forest(weight, torch.stack(ends(heaviest, n)))
 
 
-def read(key: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Weight (float32, -inf where there is no edge) and both nodes of edges given as one number each."""
-    there = key > -torch.inf
-    key = key.masked_fill(~there, 0)
-    whole = (key / (n * n)).ceil()
-    pair = (whole * (n * n) - key).long()
-    weight = (whole * STEP).float().masked_fill(~there, -torch.inf)
-    return weight, pair // n, pair % n
+def ends(key: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Both nodes of edges given as one number each; any where that is -inf."""
+    pair = (-key.nan_to_num(nan=0.0, neginf=0.0)).remainder(n * n).long()
+    return pair // n, pair % n
 
 
-def merged(key: Tensor, into: Tensor) -> Tensor:
-    """(B, C', M) the largest entries of the rows of key (B, C, M) that go into the same of C' rows; into: (B, C)."""
-    (b, _, m), most = key.shape, int(into.max()) + 1
-    flat = (into + most * torch.arange(b, device=into.device).unsqueeze(-1)).flatten()
-    out = key.new_full((b * most, m), -torch.inf)  # whole rows along dimension 0 are many times as fast as others
-    return out.scatter_reduce_(0, flat.unsqueeze(1).expand(-1, m), key.flatten(0, 1), "amax").view(b, most, m)
+def merged(key: Tensor, into: Tensor, trees: int) -> Tensor:
+    """(B, trees, M) the largest entries of the rows of key (B, C, M) that go into the same; into: (B, C) int64."""
+    b, _, m = key.shape
+    flat = (into + trees * torch.arange(b, device=into.device).unsqueeze(-1)).flatten()
+    out = key.new_full((b * trees, m), -torch.inf)  # whole rows along dimension 0 are many times as fast as others
+    return out.scatter_reduce_(0, flat.unsqueeze(1).expand(-1, m), key.flatten(0, 1), "amax").view(b, trees, m)
 
 
 def pointed(label: Tensor) -> Tensor:

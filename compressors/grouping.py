@@ -55,31 +55,31 @@ class Grouping:
         """(B, N) int64 of each token, which of its row's slots it is in, in the order of their names."""
         return numbered(self.of_token, self.stands)
 
-    def likeness(self, products: Tensor) -> Tensor:
-        """(B, K, N) cosine of the mean of each slot, by `place`, with each token; -inf beyond the row's slots."""
-        place, weight, number = self.place, self.weight, self.number
-        most = int(number.max())
-        to_slot = summed(products * weight.unsqueeze(2), place, most)
-        own = to_slot.gather(1, place.unsqueeze(1)).squeeze(1)
-        square = torch.zeros_like(to_slot[..., 0]).scatter_add_(1, place, own * weight)
-        likeness = cosines(to_slot, square, products.diagonal(dim1=1, dim2=2))
-        beyond = torch.arange(most, device=place.device) >= number
-        return likeness.masked_fill_(beyond.unsqueeze(2), -torch.inf)
+    def to_slots(self, products: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, K, N) inner products of the mean of each slot, by `place`, with each token; (B, N) of each token with its
+        own slot's; (B, K) squares of these means."""
+        place, weight = self.place, self.weight
+        inner = summed(products * weight.unsqueeze(2), place, int(self.number.max()))
+        own = inner.gather(1, place.unsqueeze(1)).squeeze(1)
+        return inner, own, torch.zeros_like(inner[..., 0]).scatter_add_(1, place, own * weight)
 
     def split(self, products: Tensor, count: int) -> Grouping:
         """With as many tokens more in slots of their own as it takes: those least like their slot, but not its hub."""
-        stands, slot = self.stands, self.of_token
         lacking = count - self.number
         if not bool(lacking.any()):
             return self
-        own = self.likeness(products).gather(1, self.place.unsqueeze(1)).squeeze(1)
-        alone = rank((-own).masked_fill(stands, -torch.inf)) < lacking
-        index = torch.arange(slot.shape[1], device=slot.device)
+        _, own, square = self.to_slots(products)
+        norms = inverse_norm(square).gather(1, self.place) * inverse_norm(products.diagonal(dim1=1, dim2=2))
+        alone = rank((-rounded(own * norms)).masked_fill(self.stands, -torch.inf)) < lacking
+        index = torch.arange(own.shape[1], device=own.device)
         return Grouping(torch.where(alone, index, self.component), torch.where(alone, index, self.slot))
 
     def refilled(self, products: Tensor) -> Reduction:
         """Each slot's mean of means, averaged with all the tokens that are most like it."""
-        nearest = self.likeness(products).argmax(dim=1)
+        inner, _, square = self.to_slots(products)
+        likeness = cosines(inner, square, products.diagonal(dim1=1, dim2=2))
+        beyond = torch.arange(inner.shape[1], device=inner.device) >= self.number
+        nearest = likeness.masked_fill_(beyond.unsqueeze(2), -torch.inf).argmax(dim=1)
         share = 1 / (1 + sizes(nearest))
         into = torch.stack([self.place, nearest], dim=-1)  # (B, N, 2)
         weight = share.unsqueeze(-1).expand_as(into.float()).gather(1, into)
@@ -94,14 +94,18 @@ def numbered(name: Tensor, stands: Tensor) -> Tensor:
 
 def cosines(products: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """(B, N, M) inner products as cosines, given the squares (B, N) and (B, M) of both sides; 0 for a zero vector."""
-    a, b = (1 / square.clamp(min=0).sqrt().clamp(min=1e-12) for square in (left, right))
-    return rounded(products * a.unsqueeze(2) * b.unsqueeze(1))
+    return rounded((products * inverse_norm(left).unsqueeze(2)).mul_(inverse_norm(right).unsqueeze(1)))
+
+
+def inverse_norm(square: Tensor) -> Tensor:
+    """1 / norm, given its square; finite for 0."""
+    return 1 / square.clamp(min=1e-24).sqrt()
 
 
 def among(products: Tensor) -> Tensor:
     """(B, N, N) cosines from the inner products of vectors with each other."""
-    square = products.diagonal(dim1=1, dim2=2)
-    return cosines(products, square, square)
+    scale = inverse_norm(products.diagonal(dim1=1, dim2=2))
+    return rounded((products * scale.unsqueeze(2)).mul_(scale.unsqueeze(1)))
 
 
 @dataclass(frozen=True)
@@ -128,10 +132,11 @@ class Means:
         stands = component == torch.arange(component.shape[1], device=component.device)
         number = stands.sum(dim=-1, keepdim=True)
         most = int(number.max())
-        into = numbered(component, stands).gather(1, self.name)
+        place = numbered(component, stands)
+        into = place.gather(1, self.name)
         rows = summed(self.sums, into, most)
         sums = rows.new_zeros(len(rows), most, most).scatter_add_(2, into.unsqueeze(1).expand_as(rows), rows)
-        return Means(sums, (~stands).long().argsort(dim=-1, stable=True)[:, :most], number)
+        return Means(sums, number.new_zeros(len(number), most).scatter_(1, place, component), number)
 
     def where(self, mine: Tensor, other: Means) -> Means:
         """These in the rows where mine (B, 1) is true, others elsewhere."""

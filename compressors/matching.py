@@ -33,7 +33,7 @@ def cosine_to(x: Tensor, vector: Tensor) -> Tensor:
 
 def rounded(x: Tensor) -> Tensor:
     """x to the next multiple of 2^-20."""
-    return (x * (1 / STEP)).round_() * STEP  # both products are exact
+    return (x * (1 / STEP)).round_().mul_(STEP)  # both products are exact; in place, for the sake of large matrices
 
 
 def bipartite(metric: Tensor, size: Tensor, r: int) -> Reduction:

@@ -51,10 +51,8 @@ def highest(pairs: Pairs, most: float, count: int) -> Grouping:
     tau = column([bracket.tau for bracket in brackets])
     if any(bracket.coarse for bracket in brackets):
         bottom, top = (column(list(ends)) for ends in zip(*(bracket.gap for bracket in brackets), strict=True))
-        lowest = forest.parts(top)
-        means = pairs.each.merged(lowest)
-        likeness, _, seen = pairs.across(means, lowest)
-        lacking = (means.number - count).clamp(min=1)
+        likeness, _, seen = pairs.across(parts, forest.parts(top))  # they are what exceeds
+        lacking = (parts.number - count).clamp(min=1)
         between = spanning(likeness, seen).weight.gather(1, lacking - 1) - STEP
         tau = torch.where((between >= bottom) & (bottom < top), between, tau)
     while True:
