@@ -50,13 +50,9 @@ BARS = {"scores": 0.05, "pairs": 0.20}
 
 KINDS = {
     "scores": "scores tokens one by one and sorts",
-    "pairs": "graphs, matching, clustering: looks at pairs of tokens",
-    "steps": "a fixed schedule of inner steps, each of which depends on the one before: no bar",
+    "pairs": "graphs, matching, clustering, picks one by one: looks at pairs of tokens",
     "network": "runs a learned network: no bar",
 }
-STEPS = 400
-"""Tensor operations in one call from which a method counts as a schedule of steps."""
-
 BETWEEN = 8
 """Calls between two runs of the block."""
 
@@ -131,17 +127,10 @@ class Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def kind_of(method: Compressor, operations: int) -> str:
-    """A key of `KINDS`, read off what the method does.
-
-    Args:
-        method: which.
-        operations: tensor operations of its longest call.
-    """
+def kind_of(method: Compressor) -> str:
+    """A key of `KINDS`, read off what the method does. How many operations that takes frees none from its bar."""
     if isinstance(method, Learned):
         return "network"
-    if operations >= STEPS:
-        return "steps"
     once, twice = (method.flops_on((1, 32, n // 32), n, n // 4, WIDTH, key_dim=KEY_DIM) for n in (512, 1024))
     return "pairs" if twice > 3 * once or "attention_map" in method.kinds else "scores"
 
@@ -255,10 +244,7 @@ def measure(
             for case, each in zip(listed, spent, strict=True):
                 case.shares.append(each / statistics.median(blocks))
             advance(1)
-    longest: dict[tuple[str, str], int] = {}
-    for case in listed:
-        longest[case.key] = max(longest.get(case.key, 0), case.operations)
-    return [case.timing(kind_of(case.method, longest[case.key])) for case in listed]
+    return [case.timing(kind_of(case.method)) for case in listed]
 
 
 def about(rounds: int, seed: int) -> dict[str, Any]:

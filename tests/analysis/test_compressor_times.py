@@ -73,18 +73,31 @@ def test_patches_are_alike_within_an_area_and_seen_again_where_the_camera_pans()
 
 
 def test_kinds_are_read_off_what_a_method_does():
-    of = {name: times.kind_of(make("outside", name), 50) for name in ("trim", "hiprune", "visionzip", "diversity")}
+    of = {name: times.kind_of(make("outside", name)) for name in ("trim", "hiprune", "visionzip", "diversity")}
     assert of == {"trim": "scores", "hiprune": "scores", "visionzip": "pairs", "diversity": "pairs"}
-    assert times.kind_of(make("encoder", "ficoco"), 50) == "pairs"  # no product, but a map of all pairs
-    assert times.kind_of(make("outside", "diversity"), 400) == "steps"
-    assert times.kind_of(make("projector", "ldpv2"), 50) == "network"
+    assert times.kind_of(make("encoder", "ficoco")) == "pairs"  # no product, but a map of all pairs
+    assert times.kind_of(make("projector", "ldpv2")) == "network"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *(("outside", name) for name in ("chat_univi", "diversity", "egoprune", "par", "vispruner")),
+        *(("projector", name) for name in ("llava_scissor", "longvlm", "seq_compression")),
+        ("prefill", "pact"),
+        ("prefill", "saint"),
+    ],
+    ids="-".join,
+)
+def test_graphs_clusters_and_greedy_picks_have_a_bar_however_many_steps_they_take(key):
+    assert times.BARS[times.kind_of(make(*key))] == 0.2
 
 
 def test_a_method_has_one_kind_whatever_the_ratio(few):
     listed, timings = few
     assert [(t.stage, t.method, t.keep) for t in timings] == [(*case.key, case.keep) for case in listed]
     kinds = {(t.method, t.keep): (t.kind, t.bar) for t in timings}
-    assert kinds["diversity", 0.5] == kinds["diversity", 0.11] == ("steps", None)
+    assert kinds["diversity", 0.5] == kinds["diversity", 0.11] == ("pairs", 0.2)
     assert kinds["visionzip", 0.5] == ("pairs", 0.2) and kinds["fastv", 0.11] == ("scores", 0.05)
     operations = {(t.method, t.keep): t.operations for t in timings}
     assert operations["diversity", 0.5] > 2 * operations["diversity", 0.11] and operations["fastv", 0.5] < 20
@@ -105,7 +118,7 @@ def test_shares_are_medians_of_rounds_against_the_bar():
     assert (timing.share, timing.low, timing.high, timing.verdict) == (0.04, 0.03, 0.05, "within 5%")
     case.shares = [0.06]
     assert case.timing("scores").verdict == "above 5%" and case.timing("pairs").verdict == "within 20%"
-    assert case.timing("steps").verdict == "no bar"
+    assert case.timing("network").verdict == "no bar"
 
 
 def test_the_command_prints_a_table_or_json_and_writes_both_files(tmp_path, capsys):
