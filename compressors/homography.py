@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from foveate.compressors.chance import uniform
+from foveate.compressors.choosing import rows
 
 TRIALS, TOLERANCE, FEWEST = 500, 0.75, 8
 """Random samples, patches that a match may be off, and matches that a map needs."""
@@ -32,17 +33,16 @@ def corners(height: int, width: int, device: torch.device) -> Tensor:
 
 def mapped(m: Tensor, points: Tensor) -> Tensor:
     """Points (..., P, 2) under maps (..., 3, 3); what lies on the horizon or behind it is infinitely far."""
-    column, row, ahead = _cast(m, points)
-    return torch.stack([column, row], dim=-1).masked_fill(~ahead.unsqueeze(-1), torch.inf)
+    place, ahead = _cast(m, points)
+    return place.masked_fill(~ahead.unsqueeze(-2), torch.inf).mT
 
 
-def _cast(m: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Columns and rows (..., P) of mapped points, and whether they lie before the horizon."""
-    x, y = points[..., 0], points[..., 1]
-    rows = [m[..., i, 0, None] * x + m[..., i, 1, None] * y + m[..., i, 2, None] for i in range(3)]
-    ahead = rows[2] > 1e-9
-    scale = rows[2].masked_fill(~ahead, 1)
-    return rows[0] / scale, rows[1] / scale, ahead
+def _cast(m: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns and rows (..., 2, P) of mapped points, and (..., P) bool whether they lie before the horizon."""
+    x, y = points.mT.unsqueeze(-3).unbind(-2)  # (..., 1, P)
+    rows = (m[..., 0, None] * x).add_(m[..., 1, None] * y).add_(m[..., 2, None])  # (..., 3, P)
+    ahead = rows[..., 2, :] > 1e-9
+    return rows[..., :2, :] / rows[..., 2:, :].masked_fill(~ahead.unsqueeze(-2), 1), ahead
 
 
 def through(source: Tensor, target: Tensor) -> Tensor:
@@ -140,21 +140,22 @@ def estimated(likeness: Tensor, threshold: float, height: int, width: int, seed:
         identity.
     """
     b = likeness.shape[0]
-    source = centres(height, width, likeness.device)
+    points = centres(height, width, likeness.device)
     to, matched = mutual(likeness, threshold)
-    target, number = source[to], matched.sum(dim=-1)
-    identity = torch.eye(3, dtype=torch.float64, device=source.device)
+    number = matched.sum(dim=-1)
+    identity = torch.eye(3, dtype=torch.float64, device=points.device)
     if bool((number < FEWEST).all()):
         return identity.repeat(b, 1, 1), number >= FEWEST
-    listed = (~matched).long().argsort(dim=-1, stable=True)  # the matches first
+    listed = (~matched).long().argsort(dim=-1, stable=True)[:, : int(number.max())]  # (B, M) the matches first
+    source, target, matched = points[listed], points[to.gather(1, listed)], matched.gather(1, listed)
     draw = uniform(seed.view(b, 1), torch.arange(TRIALS * 4, device=seed.device))
-    pick = listed.gather(1, (draw * number.clamp(min=1).unsqueeze(-1)).long())  # (B, TRIALS * 4)
-    maps = through(source[pick].view(b, TRIALS, 4, 2), source[to.gather(1, pick)].view(b, TRIALS, 4, 2))
-    agreed = _agreed(maps, source, target.unsqueeze(1), matched.unsqueeze(1))  # (B, TRIALS, n)
+    pick = (draw * number.clamp(min=1).unsqueeze(-1)).long()  # (B, TRIALS * 4)
+    maps = through(*(rows(ends, pick).view(b, TRIALS, 4, 2) for ends in (source, target)))
+    agreed = _agreed(maps, source.unsqueeze(1), target.unsqueeze(1), matched.unsqueeze(1))  # (B, TRIALS, M)
     agreed = agreed & _sound(maps, height, width).unsqueeze(-1)
     best = agreed.sum(dim=-1).argmax(dim=-1)
     chosen = agreed[torch.arange(b, device=best.device), best]
-    refined = fitted(source.expand(b, -1, -1), target, chosen.double())
+    refined = fitted(source, target, chosen.double())
     refined = (refined * 2.0**30).round() * 2.0**-30  # sums may round otherwise in another batch
     agreed = _agreed(refined, source, target, matched)
     good = (chosen.sum(-1) >= FEWEST) & (agreed.sum(-1) >= FEWEST) & _sound(refined, height, width)
@@ -162,8 +163,9 @@ def estimated(likeness: Tensor, threshold: float, height: int, width: int, seed:
 
 
 def _agreed(m: Tensor, source: Tensor, target: Tensor, matched: Tensor) -> Tensor:
-    column, row, ahead = _cast(m, source)
-    return matched & ahead & ((column - target[..., 0]) ** 2 + (row - target[..., 1]) ** 2 < TOLERANCE**2)
+    place, ahead = _cast(m, source)
+    across, down = place.sub_(target.mT).square_().unbind(-2)
+    return matched & ahead & (across + down < TOLERANCE**2)
 
 
 def _sound(m: Tensor, height: int, width: int) -> Tensor:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from foveate.compressors.base import Reducer, Reduction, Tokens
+from foveate.compressors.base import Grid, Reducer, Reduction, Tokens
 from foveate.compressors.choosing import rows, selection
 from foveate.compressors.homography import centres, corners, estimated, mapped, overlap
-from foveate.compressors.matching import cosine, cosine_to
+from foveate.compressors.matching import rounded
 from foveate.compressors.quotas import capped
 from foveate.compressors.registry import register
 from foveate.compressors.signals import Signal
@@ -28,7 +29,8 @@ class EgoPrune(Reducer):
              the keyframe sampled at M p[i]; the survivors of a frame share the count and are picked by
              trade r[i] - (1 - trade) max_(j picked) cos(x[i], x[j]), r the similarity to the question from 0 to 1
     Shapes:  x (B, T H W, D), text_similarity (B, T H W) -> anchor (B, K) int64
-    Cost:    2 B N^2 D FLOPs, all cosines at once, and as many picks as the fullest frame has; maps of 3 x 3 apart
+    Cost:    2 B (2 T - 1) (H W)^2 D FLOPs: cosines within every frame, and of each with a keyframe; as many picks as
+             the fullest frame has; maps of 3 x 3 apart
     Differs: the paper tells the parts and no number; all of them are this project's. It matches key points of pixels,
              here the tokens themselves are matched. Where no map is found, a frame is compared place by place if it is
              alike on the whole, and else kept. Frame 0 always keeps a token.
@@ -77,47 +79,49 @@ class EgoPrune(Reducer):
         (t, h, w), (b, n, d) = tokens.grid, tokens.x.shape
         if n != t * h * w:
             raise ValueError(f"egoprune: {n} tokens are not a whole {t} x {h} x {w} grid")
-        likeness = cosine(tokens.x, tokens.x).view(b, t, h * w, t, h * w)
-        alive = self.novel(tokens.x.view(b, t, h * w, d), likeness, tokens.seed, h, w)
+        x = tokens.x.float().view(b, t, h * w, d)
+        unit = normalize(x, dim=-1)
+        alive = self.novel(x, unit, tokens.seed, h, w)
         quota = budgets(alive.sum(dim=-1), count)
         similar = (self.sign * tokens.signals["text_similarity"].float()).view(b, t, h * w)
         low, high = similar.amin(dim=-1, keepdim=True), similar.amax(dim=-1, keepdim=True)
-        frame = torch.arange(t, device=quota.device)
-        within = likeness[:, frame, :, frame].transpose(0, 1)  # (B, T, HW, HW)
         relevance = (similar - low) / (high - low).clamp(min=1e-6)
-        return selection(varied(relevance, within, alive, quota, self.trade).flatten(1))
+        return selection(varied(relevance, rounded(unit @ unit.mT), alive, quota, self.trade).flatten(1))
 
-    def novel(self, x: Tensor, likeness: Tensor, seed: Tensor, h: int, w: int) -> Tensor:
+    def novel(self, x: Tensor, unit: Tensor, seed: Tensor, h: int, w: int) -> Tensor:
         """(B, T, HW) bool: tokens of keyframes that the keyframe before does not show.
 
         Args:
             x: (B, T, HW, D) tokens.
-            likeness: (B, T, HW, T, HW) their cosines.
+            unit: the same at unit length.
             seed: (B,) for the matching.
             h: rows of a frame.
             w: columns of a frame.
         """
-        b, t, n, _ = x.shape
-        alive = torch.ones(b, t, n, dtype=torch.bool, device=x.device)
-        row, last = torch.arange(b, device=x.device), torch.zeros(b, dtype=torch.int64, device=x.device)
+        (b, t, n, _), device = x.shape, x.device
+        alive = torch.ones(b, t, n, dtype=torch.bool, device=device)
+        row, last = torch.arange(b, device=device), torch.zeros(b, dtype=torch.int64, device=device)
         for now in range(1, t):
-            pairs = likeness[row, now, :, last]  # (B, HW, HW)
+            pairs = rounded(unit[:, now] @ unit[row, last].mT)  # (B, HW, HW)
             m, found = estimated(pairs, self.matched, h, w, seed + now)
             same_view = found | (pairs.diagonal(dim1=1, dim2=2).mean(dim=-1) > self.still)
-            at = mapped(m, centres(h, w, x.device))
-            seen = inside(at, h, w) & (cosine_to(x[:, now], sampled(x[row, last], at, h, w)) >= self.repeated)
+            at = mapped(m, centres(h, w, device))
+            before = normalize(sampled(x[row, last], at, h, w), dim=-1)
+            seen = inside(at, h, w) & (rounded((unit[:, now] * before).sum(dim=-1)) >= self.repeated)
             key = ~found | (now - last >= self.gap)
             if self.overlap is None:
                 key = torch.ones_like(key)
             else:
-                quads = mapped(m, corners(h, w, x.device)).tolist()
-                key |= torch.tensor([overlap(quad, h, w)[1] < self.overlap for quad in quads], device=x.device)
+                quads = mapped(m, corners(h, w, device)).tolist()
+                key |= torch.tensor([overlap(quad, h, w)[1] < self.overlap for quad in quads], device=device)
             alive[:, now] = key.unsqueeze(-1) & ~(seen & same_view.unsqueeze(-1))
             last = torch.where(key, now, last)
         return alive
 
-    def flops(self, n: int, count: int, dim: int, *, key_dim: int = 0, heads: int = 1, text: int = 0) -> int:
-        return 2 * n * n * dim
+    def flops_on(
+        self, grid: Grid, n: int, count: int, dim: int, *, key_dim: int = 0, heads: int = 1, text: int = 0
+    ) -> int:
+        return 2 * (2 * grid[0] - 1) * (n // grid[0]) ** 2 * dim
 
 
 def inside(at: Tensor, h: int, w: int) -> Tensor:

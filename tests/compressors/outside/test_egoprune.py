@@ -116,3 +116,9 @@ def test_a_thinned_grid_and_wrong_hyperparameters_are_refused(tiny):
     for wrong in ({"gap": 0}, {"trade": 2.0}, {"sign": 0}):
         with pytest.raises(ValueError, match="egoprune: gap"):
             make("outside", "egoprune", **wrong)
+
+
+@pytest.mark.parametrize(("frames", "wanted"), [(1, 144 * 144), (4, 7 * 36 * 36)])
+def test_flops_are_cosines_within_frames_and_with_one_keyframe_each(frames, wanted):
+    found = make("outside", "egoprune").flops_on((frames, 1, 144 // frames), 144, 20, 10)
+    assert found == 2 * 10 * wanted
