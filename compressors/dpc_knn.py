@@ -46,7 +46,7 @@ def peaks(x: Tensor, member: Tensor, neighbours: int) -> tuple[Tensor, Tensor, T
     density = torch.exp(-mean).masked_fill(~member, -1)
     distance, place = square.sqrt(), rank(density)
     denser = place.unsqueeze(1) < place.unsqueeze(2)  # [i, j]: j is denser than i
-    delta = distance.masked_fill(~denser, torch.inf).amin(dim=-1)
+    delta = (distance + (1 / denser.float() - 1)).amin(dim=-1)  # plus 0 or infinity: a choice by a mask takes longer
     largest = distance.masked_fill(distance == torch.inf, 0).flatten(1).amax(dim=-1, keepdim=True)
     delta = torch.where(delta < torch.inf, delta, largest)
     return (density * delta).masked_fill(~member, -1), density, distance

@@ -174,11 +174,11 @@ def _scattered(reduction: Reduction, x: Tensor) -> Tensor:
     b, n, d = x.shape
     k = reduction.anchor.shape[1]
     into = reduction.into.masked_fill(reduction.into < 0, k)  # (B, N, J), slot k is the bin
-    out = torch.zeros(b, k + 1, d, dtype=torch.float32, device=x.device)
-    for j in range(into.shape[-1]):  # at most SCATTERED
-        index = into[..., j].unsqueeze(-1).expand(-1, -1, d)
-        out.scatter_add_(1, index, reduction.weight[..., j].unsqueeze(-1) * x.float())
-    return out[:, :k].to(x.dtype)
+    into = into + (k + 1) * torch.arange(b, device=x.device).view(-1, 1, 1)
+    out = torch.zeros(b * (k + 1), d, dtype=torch.float32, device=x.device)
+    for j in range(into.shape[-1]):  # at most SCATTERED; whole rows, since torch is slow at entries one by one
+        out.index_add_(0, into[..., j].flatten(), (reduction.weight[..., j].unsqueeze(-1) * x.float()).flatten(0, 1))
+    return out.view(b, k + 1, d)[:, :k].to(x.dtype)
 
 
 def _product(reduction: Reduction, x: Tensor) -> Tensor:
