@@ -5,7 +5,7 @@ they were instead of numbered anew, slots that hold their anchor alone instead o
 run on the inputs of `foveate bench`. Beside it stands what the scores see: the rank correlation of each with whether a
 token lies on what the answer is read from (`Turn.at`), and how much of that still has a token of its own.
 
-Run it as `python -m foveate.analysis.variants --out docs/variants.md`.
+Run it as `python -m foveate.analysis.variants --out docs/bench/variants.md`.
 """
 
 from __future__ import annotations
