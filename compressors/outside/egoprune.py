@@ -165,11 +165,16 @@ def varied(relevance: Tensor, likeness: Tensor, alive: Tensor, quota: Tensor, tr
         trade: relevance against variety; the first pick is by relevance alone.
     """
     b, t, n = relevance.shape
+    whole = quota >= alive.sum(dim=-1)  # all of these frames stay, whatever the order of picks
+    kept, quota = alive & whole.unsqueeze(-1), quota.masked_fill(whole, 0)
+    steps = int(quota.max())
+    if not steps:
+        return kept
     gain = (trade * relevance).masked_fill(~alive, -torch.inf).view(-1, n)  # frames of all rows, (B * T, n)
     loss = ((1 - trade) * likeness).reshape(-1, n)
     frame = torch.arange(b * t, device=gain.device).unsqueeze(-1) * n
     alike, picks = torch.zeros_like(gain), []
-    for step in range(int(quota.max())):  # each pick depends on the last: as few operations as it takes
+    for step in range(steps):  # each pick depends on the last: as few operations as it takes
         pick = (gain - alike).argmax(dim=-1, keepdim=True)
         row = loss.index_select(0, (pick + frame).view(-1))
         alike = row if step == 0 else alike.maximum(row)
@@ -177,4 +182,5 @@ def varied(relevance: Tensor, likeness: Tensor, alive: Tensor, quota: Tensor, tr
         picks.append(pick)
     wanted = torch.arange(len(picks), device=gain.device) < quota.view(-1, 1)
     index = torch.cat(picks, dim=1).masked_fill(~wanted, n)  # place n: picks beyond a frame's quota
-    return torch.zeros(b * t, n + 1, dtype=torch.bool, device=gain.device).scatter_(1, index, True)[:, :n].view(b, t, n)
+    picked = torch.zeros(b * t, n + 1, dtype=torch.bool, device=gain.device).scatter_(1, index, True)
+    return kept | picked[:, :n].view(b, t, n)

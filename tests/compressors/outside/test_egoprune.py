@@ -91,6 +91,17 @@ def test_relevance_and_variety_are_traded_pick_by_pick():
     assert varied(relevance, likeness, alive, torch.tensor([[1]]), 0.5)[0, 0].tolist() == [False, True, False, False]
 
 
+def test_a_frame_whose_places_suffice_keeps_all_survivors_and_the_next_one_picks():
+    generator = torch.Generator().manual_seed(2)
+    relevance, likeness = torch.rand(1, 2, 6, generator=generator), torch.rand(1, 2, 6, 6, generator=generator)
+    alive = torch.tensor([[[1, 1, 0, 1, 0, 1], [1, 1, 1, 0, 1, 1]]], dtype=torch.bool)
+    found = varied(relevance, likeness, alive, torch.tensor([[4, 3]]), 0.5)
+    assert torch.equal(found[:, 0], alive[:, 0]) and int(found[:, 1].sum()) == 3
+    alone = varied(relevance[:, 1:], likeness[:, 1:], alive[:, 1:], torch.tensor([[3]]), 0.5)
+    assert torch.equal(found[:, 1:], alone)
+    assert torch.equal(varied(relevance, likeness, alive, torch.tensor([[4, 5]]), 0.5), alive)
+
+
 def test_of_a_single_picture_relevance_alone_picks_where_variety_does_not_count(tiny):
     similar = torch.tensor([[0.1, 0.9, 0.2, 0.8, 0.3, 0.7]])
     tokens = tiny(n=6, grid=(1, 2, 3), text_similarity=similar)
