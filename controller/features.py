@@ -130,7 +130,7 @@ def pixel_features(image: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
     if height == 0 or width == 0:
         raise ValueError(f"image: no pixels, shape {image.shape}")
-    image = _sampled(image)
+    image = np.ascontiguousarray(_sampled(image))  # or sums of another layout would end in other last bits
     luma = image.astype(np.float32) @ _LUMA
     first = float(luma[0, 0])
     luma -= first  # a constant picture is exactly 0 then, whatever the order of sums

@@ -7,6 +7,7 @@ on. So the untouched model with one mask a layer must give the logits of a pass.
 import pytest
 import torch
 
+from foveate.compressors.learned import untrained
 from foveate.compressors.registry import COMPRESSORS, make
 from foveate.models.errors import HostError
 
@@ -19,7 +20,7 @@ def run(host, name, images, questions, keep):
     reason, video = host.supports("prefill", name), COMPRESSORS["prefill", name].modality == "video"
     if reason is not None and not video:  # one for video sees a picture as one frame
         pytest.skip(reason)
-    method = make("prefill", name)
+    method = untrained(make("prefill", name), host.widths, host.matrices())
     if missing := {signal.kind for signal in method.signals(host.decoder_depth)} - host.signals:
         pytest.skip(f"{name}: needs the signal {', '.join(sorted(missing))}")
     if method.positions != "keep" and host.decoder.coordinates == 1:
