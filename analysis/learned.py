@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
 from foveate.models import load_host
+from foveate.models.distilling.judge import Figure
 from foveate.models.learned import SUFFIX, about, home
 
 HEAD = ("method", "parameters", "steps", "batch", "rate", "keep", "tokens", "KL", "pooling", "agrees, %", "pooling, %")
@@ -60,14 +61,13 @@ def page(folder: str | Path, model: str) -> str:
         "|---" * 2 + "|---:" * (len(HEAD) - 2) + "|",
     ]
     for method, parameters, told in found:
-        for number, each in enumerate(told["figures"]):
-            steps = f"{told['steps_a']} + {told['steps_b']}"
-            first = (method, parameters, steps, told["batch"], f"{told.get('rate', 1.0):g}")
-            better = each["kl"] < each["pool_kl"] and each["agreement"] >= each["pool_agreement"]
-            own = f"**{each['kl']:.3f}**" if better else f"{each['kl']:.3f}"
-            figures = (f"{each['keep']:.3f}", f"{each['count']:.1f}", own, f"{each['pool_kl']:.3f}")
-            shares = (f"{100 * each['agreement']:.1f}", f"{100 * each['pool_agreement']:.1f}")
-            cells = (*(first if number == 0 else ("",) * len(first)), *figures, *shares)
+        steps = f"{told['steps_a']} + {told['steps_b']}"
+        first: Sequence[Any] = (method, parameters, steps, told["batch"], f"{told.get('rate', 1.0):g}")
+        for each in (Figure(**figure) for figure in told["figures"]):
+            own = f"**{each.kl:.3f}**" if each.better else f"{each.kl:.3f}"
+            figures = (f"{each.keep:.3f}", f"{each.count:.1f}", own, f"{each.pool_kl:.3f}")
+            shares = (f"{100 * each.agreement:.1f}", f"{100 * each.pool_agreement:.1f}")
+            cells, first = (*first, *figures, *shares), ("",) * len(first)  # what all rows share stands in the first
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines += ["", "In bold: nearer to the uncompressed answers than pooling, and agreeing no less often."]
     return "\n".join(lines) + "\n"
