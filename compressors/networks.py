@@ -49,6 +49,20 @@ def copy_into(layers: nn.ModuleList, projector: Projector) -> None:
         layer.bias.copy_(bias)
 
 
+@torch.no_grad()
+def copy_product(layer: nn.Linear, projector: Projector) -> None:
+    """Gives a linear layer the matrices of a projector multiplied, where they fit; what stands between is left out."""
+    if not projector:
+        return
+    weight, bias = projector[0]
+    for after, shift in projector[1:]:
+        weight, bias = after @ weight, after @ bias + shift
+    if weight.shape == layer.weight.shape:
+        layer.weight.copy_(weight)
+        if layer.bias is not None:
+            layer.bias.copy_(bias)
+
+
 def linear_flops(layer: nn.Linear, rows: int) -> int:
     """Of a linear layer on that many rows."""
     return 2 * rows * layer.in_features * layer.out_features
@@ -117,6 +131,32 @@ class Attention(nn.Module):
         """Of m queries to n keys; where each sees a few places only, what it does there is no matrix product."""
         products = 0 if local else 4 * m * n * self.q.in_features
         return linear_flops(self.q, 2 * m) + linear_flops(self.k, 2 * n) + products
+
+
+SHARPNESS = 320
+"""Logit of a place with itself at the start that `look_around` makes: a query reads its own cell and a little around
+it."""
+
+
+def reach(attention: Attention) -> float:
+    """Inner product of the fixed positions of a place with themselves, in one head."""
+    return attention.q.in_features / attention.heads / 2
+
+
+@torch.no_grad()
+def look_around(attention: Attention) -> None:
+    """The start at which a query marked with a fixed position (see `sincos`) reads what stands around it and hands it
+    on. Features of positions are dealt out to the heads in turn: in heads of neighbouring ones few can tell places
+    apart."""
+    width, heads = attention.q.in_features, attention.heads
+    one = torch.eye(width)
+    dealt = one.unflatten(0, (-1, heads)).transpose(0, 1).flatten(0, 1)  # each head has fast and slow features
+    for part in (attention.q, attention.k):
+        part.weight.copy_(dealt * (SHARPNESS * (width / heads) ** 0.5 / reach(attention)) ** 0.5)
+    for part in (attention.v, attention.out):
+        part.weight.copy_(one)
+    for part in (attention.q, attention.k, attention.v, attention.out):
+        nn.init.zeros_(part.bias)
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
@@ -188,3 +228,27 @@ def stretched(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tens
         return table
     maps = table.T.reshape(1, -1, *old)
     return interpolate(maps.float(), size=new, mode="bicubic", align_corners=False).flatten(2)[0].T.to(table.dtype)
+
+
+def spread(height: int, width: int) -> Tensor:
+    """(h w,) all places of a grid in such an order that the first m, for any m, lie evenly over it.
+
+    Each is the free place nearest to the next point of Roberts' R2 sequence, the lower index where two are as near.
+    """
+    golden = 1.32471795724474602596  # the root of g^3 = g + 1
+    number = torch.arange(height * width, dtype=torch.float64).unsqueeze(1)
+    wanted = (0.5 + number * torch.tensor([1 / golden, 1 / golden**2], dtype=torch.float64)) % 1
+    row, column = torch.meshgrid(
+        (torch.arange(height, dtype=torch.float64) + 0.5) / height,
+        (torch.arange(width, dtype=torch.float64) + 0.5) / width,
+        indexing="ij",
+    )
+    cells = torch.stack([row, column], dim=-1).flatten(0, 1)
+    away = (
+        (wanted.unsqueeze(1) - cells).square().sum(-1).round(decimals=9)
+    )  # equal on every machine where they should be
+    order = []
+    for distances in away:
+        order.append(int(distances.argmin()))
+        away[:, order[-1]] = float("inf")
+    return torch.tensor(order)

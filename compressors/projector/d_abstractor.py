@@ -13,7 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d, grid_sample, relu
 from foveate.compressors.base import Grid, Resampled, Resampler, Tokens
 from foveate.compressors.grids import largest
 from foveate.compressors.learned import Learned, Projector, Widths
-from foveate.compressors.networks import Attention, inner, linear_flops, stretched
+from foveate.compressors.networks import Attention, copy_product, inner, linear_flops, stretched
 from foveate.compressors.planes import check_one_frame, counts, planes, raster, side
 from foveate.compressors.registry import register
 
@@ -108,6 +108,20 @@ class Network(nn.Module):
         self.layers = nn.ModuleList(Layer(width, heads, points) for _ in range(layers))
         self.project = nn.Linear(width, widths.decoder)
 
+    @torch.no_grad()
+    def look_around(self, projector: Projector) -> None:
+        """The start at which each query hands on the mean of what stands near its point: points half as far away,
+        values and readings as they are, nothing from other queries or thinking, and the projector's matrices
+        multiplied at last."""
+        for layer in self.layers:
+            layer.cross.offset.bias.mul_(0.5)
+            for part in (layer.cross.value, layer.cross.out):
+                nn.init.eye_(part.weight)
+            for part in (layer.own.out, layer.down):
+                nn.init.zeros_(part.weight)
+                nn.init.zeros_(part.bias)
+        copy_product(self.project, projector)
+
     def forward(self, maps: Tensor, cells: tuple[int, int]) -> Tensor:
         """(B, C, H, W) -> (B, D, h, w)."""
         size = tuple(maps.shape[2:])
@@ -147,7 +161,8 @@ class DAbstractor(Learned, Resampler):
     Cost:    each layer 14 m d^2 + 4 m^2 d + 6 heads points m d + 2 n d^2 for m queries to n tokens; 2 m d D.
     Differs: published weights serve one count; here queries and reference points are kept for a lattice and
              interpolated to others. A single query reads around the middle, not the top left patch. Points are as
-             free as there. No dropout, no end tokens.
+             free as there. The published module starts at random, with points one to four patches away; by default
+             each query starts as the mean of points half as far. No dropout, no end tokens.
 
     Args:
         layers: how many.
@@ -155,6 +170,7 @@ class DAbstractor(Learned, Resampler):
         heads: of both attentions.
         points: that each head reads.
         queries: at most how many the kept lattice has.
+        published: the authors' start.
         network: trained weights, as `build` shapes them.
     Raises:
         MissingWeights: there is no network.
@@ -179,6 +195,7 @@ class DAbstractor(Learned, Resampler):
     heads: int = 8
     points: int = 4
     queries: int = 144
+    published: bool = False
 
     def __post_init__(self) -> None:
         told = {"layers": self.layers, "heads": self.heads, "points": self.points, "queries": self.queries}
@@ -190,7 +207,10 @@ class DAbstractor(Learned, Resampler):
         if width % self.heads:
             raise ValueError(f"d_abstractor: width {width} is no multiple of {self.heads} heads")
         lattice = largest(*widths.grid[1:], self.queries)
-        return Network(widths, width, lattice, self.layers, self.heads, self.points)
+        network = Network(widths, width, lattice, self.layers, self.heads, self.points)
+        if not self.published:
+            network.look_around(projector)
+        return network
 
     def reachable(self, grid: Grid) -> Sequence[int]:
         return counts((1, *grid[1:]))

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from foveate.compressors.base import Grid, Resampled, Resampler, Tokens
 from foveate.compressors.grids import largest
 from foveate.compressors.learned import Learned, Projector, Widths
-from foveate.compressors.networks import Attention, heads_of, linear_flops, sincos, stretched
+from foveate.compressors.networks import (
+    Attention,
+    copy_product,
+    heads_of,
+    linear_flops,
+    look_around,
+    sincos,
+    spread,
+    stretched,
+)
 from foveate.compressors.planes import check_one_frame, check_whole, placeless
 from foveate.compressors.registry import register
 
@@ -24,24 +33,43 @@ class Network(nn.Module):
         out: D of those that leave.
         lattice: (rows, columns) of the grid on which the queries stand.
         content: keys hold features, not positions alone.
+        published: the authors' norms and order of queries, and their start.
+        projector: of the host, whose matrices multiplied are the last one's start.
     """
 
-    def __init__(self, width: int, out: int, lattice: tuple[int, int], content: bool) -> None:
+    def __init__(
+        self, width: int, out: int, lattice: tuple[int, int], content: bool, published: bool, projector: Projector
+    ) -> None:
         super().__init__()
-        self.lattice, self.content = lattice, content
-        self.queries = nn.Parameter(nn.init.trunc_normal_(torch.empty(lattice[0] * lattice[1], width), std=0.02))
+        self.lattice, self.content, self.published = lattice, content, published
+        count = lattice[0] * lattice[1]
+        self.queries = nn.Parameter(nn.init.trunc_normal_(torch.empty(count, width), std=0.02))
         self.norm_q, self.norm_k, self.norm_v = (nn.LayerNorm(width, eps=1e-6) for _ in range(3))
         self.attention = Attention(width, heads_of(width))
         self.project = nn.Linear(width, out, bias=False)
         nn.init.normal_(self.project.weight, std=out**-0.5)
         self.register_buffer("places", sincos(*lattice, width), persistent=False)
+        order, share = torch.arange(count), torch.ones(count)
+        if not published:
+            order, share = spread(*lattice), (1 + torch.arange(count)) / count  # the k-th has a k-th of the picture
+            look_around(self.attention)
+            copy_product(self.project, projector)
+            for norm in (self.norm_q, self.norm_k):
+                nn.init.zeros_(norm.weight)
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("marks", self.places[order] * share.unsqueeze(1), persistent=False)
 
     def forward(self, x: Tensor, size: tuple[int, int], m: int) -> Tensor:
         """(B, H W, C) of a grid of this size -> (B, m, D)."""
-        query = self.norm_q(self.queries[:m] + self.places[:m]).expand(len(x), -1, -1)
-        places = stretched(self.places, self.lattice, size)
-        key = self.norm_k(x + places if self.content else places.expand_as(x))
-        return self.project(self.attention(query, key, self.norm_v(x)))
+        places, queries, marks = stretched(self.places, self.lattice, size), self.queries[:m], self.marks[:m]
+        if self.published:
+            query = self.norm_q(queries + marks)
+            key = self.norm_k(x + places if self.content else places.expand_as(x))
+        else:
+            query = self.norm_q(queries) + marks
+            key = self.norm_k(x) + places if self.content else places.expand_as(x)
+        y = self.project(self.attention(query.expand(len(x), -1, -1), key, self.norm_v(x)))
+        return y[:, self.order[:m].argsort()]
 
 
 @register
@@ -51,16 +79,21 @@ class Mqt(Learned, Resampler):
 
     Paper:   Hu et al., NeurIPS 2024, https://arxiv.org/abs/2405.19315
     Code:    https://github.com/gordonhu608/MQT-LLaVA, llava/model/multimodal_projector/builder.py
-    Formula: y[:m] = W attention(LN(q[:m] + s[:m]), LN(x + s'), LN(x)); s: fixed sin-cos places of the queries' lattice,
-             s' = s stretched to H x W
-    Shapes:  x (B, H W, C) -> (B, m, D), in the order of the queries, without places
+    Formula: y[:m] = W attention(LN(q[:m]) + a s[:m], LN(x) + s', LN(x)); s: fixed sin-cos places of the queries, a: k/M
+             for the k-th of M; s' = those of the lattice stretched to H x W
+    Shapes:  x (B, H W, C) -> (B, m, D), in raster order of the queries' places, without places
     Cost:    4 (n + m) C^2 + 4 m n C + 2 m C D.
-    Differs: in the released code keys are places alone, so the attention is the same for every picture; that is keys
-             "places". The lattice is 16 x 16 there; here it is the host's own grid, shrunk to at most `queries` places.
+    Differs: published queries and keys are LN(q + s) and LN(x + s'), queries stand in raster order, so that the first
+             ones are the upper rows, and all starts at random. By default the places of the first m lie evenly over
+             the picture, for any m, and each query starts as an average around its place, the wider the earlier it
+             comes; W starts as the host's projector without what it does between its matrices. In the released code
+             keys are places alone, so the attention is the same for every picture: keys "places". The lattice is 16 x
+             16 there; here it is the host's own grid, shrunk to at most `queries` places.
 
     Args:
         queries: at most how many there are.
         keys: "content" or "places".
+        published: the authors' norms, order and start.
         network: trained weights, as `build` shapes them.
     Raises:
         MissingWeights: there is no network.
@@ -79,13 +112,15 @@ class Mqt(Learned, Resampler):
 
     queries: int = 256
     keys: str = "content"
+    published: bool = False
 
     def __post_init__(self) -> None:
         if self.queries < 1 or self.keys not in ("content", "places"):
             raise ValueError(f"mqt: queries {self.queries} must be 1 or more, keys {self.keys!r} 'content' or 'places'")
 
     def build(self, widths: Widths, projector: Projector = ()) -> nn.Module:
-        return Network(widths.visual, widths.decoder, self._lattice(widths.grid), self.keys == "content")
+        lattice, content = self._lattice(widths.grid), self.keys == "content"
+        return Network(widths.visual, widths.decoder, lattice, content, self.published, projector)
 
     def _lattice(self, grid: Grid) -> tuple[int, int]:
         return largest(*grid[1:], min(self.queries, grid[1] * grid[2]))

@@ -11,12 +11,19 @@ from torch import Tensor, nn
 from foveate.compressors.base import Grid, Resampled, Resampler, Tokens
 from foveate.compressors.grids import largest
 from foveate.compressors.learned import Learned, Projector, Widths
-from foveate.compressors.networks import Attention, drawn, heads_of, linear_flops, sincos, stretched
+from foveate.compressors.networks import (
+    SHARPNESS,
+    Attention,
+    drawn,
+    heads_of,
+    linear_flops,
+    look_around,
+    reach,
+    sincos,
+    stretched,
+)
 from foveate.compressors.planes import check_one_frame, check_whole, counts, raster, side
 from foveate.compressors.registry import register
-
-SHARPNESS = 320
-"""Logit of a query for its own place at the start, features apart: it reads its own cell and a little around it."""
 
 
 class Network(nn.Module):
@@ -47,16 +54,10 @@ class Network(nn.Module):
     @torch.no_grad()
     def _near(self, projector: Projector) -> None:
         """The start at which each query hands on what stands around its place."""
-        width, heads = self.project.in_features, self.attention.heads
-        one = torch.eye(width)
-        dealt = one.unflatten(0, (-1, heads)).transpose(0, 1).flatten(0, 1)  # each head has fast and slow features
-        product = width / heads / 2  # of a place with itself, in one head
-        for part in (self.attention.q, self.attention.k):
-            part.weight.copy_(dealt * (SHARPNESS * (width / heads) ** 0.5 / product) ** 0.5)
-        for part in (self.attention.v, self.attention.out):
-            part.weight.copy_(one)
+        look_around(self.attention)
         nn.init.zeros_(self.norm_q.weight)
-        nn.init.constant_(self.norm_kv.weight, product**0.5 / SHARPNESS)  # logits of features are near 1 then
+        small = reach(self.attention) ** 0.5 / SHARPNESS  # logits of features are near 1 then
+        nn.init.constant_(self.norm_kv.weight, small)
         for part, (weight, _) in zip((self.enter, self.project), projector, strict=False):
             if isinstance(part, nn.Linear) and part.weight.shape == weight.shape:
                 part.weight.copy_(weight)

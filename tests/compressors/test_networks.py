@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from foveate.compressors.networks import Attention, heads_of, sincos, stretched
+from foveate.compressors.networks import Attention, copy_product, heads_of, look_around, sincos, spread, stretched
 
 pytestmark = pytest.mark.fast
 
@@ -37,3 +37,40 @@ def test_attention_is_that_of_torch():
 @pytest.mark.parametrize(("width", "heads"), [(1024, 16), (1152, 18), (96, 2), (24, 1), (200, 4)])
 def test_heads_are_as_wide_as_allowed_and_divide_the_width(width, heads):
     assert heads_of(width) == heads and width % heads == 0 and width // heads <= 64
+
+
+def test_an_attention_that_looks_around_hands_on_the_mean_of_what_is_near_in_every_head():
+    attention, places = Attention(96, 2), sincos(6, 6, 96)
+    look_around(attention)
+    values = torch.zeros(36, 96)
+    values[14] = 1.0
+    made = attention(places[None], places[None], values[None])[0].detach()
+    for features in (made[:, :48], made[:, 48:]):  # of one head each
+        seen = features.mean(-1)
+        assert seen.argmax() == 14 and seen[14] > 0.15
+        assert seen[[8, 13, 15, 20]].sum() > 2 * seen[[12, 16, 2, 26]].sum()
+
+
+def test_the_first_places_of_a_spread_order_lie_evenly_over_the_grid():
+    order = spread(12, 12)
+    assert sorted(order.tolist()) == list(range(144)) and order[0] == 65  # of the four in the middle, the lowest
+    for m in (9, 16, 36, 64):
+        row, column = order[:m] // 12, order[:m] % 12
+        for half in (row < 6, column < 6):
+            assert abs(half.float().mean() - 0.5) <= 0.13
+    gaps = torch.cdist(
+        torch.stack([order // 12, order % 12], -1)[:16].float(), torch.cartesian_prod(*[torch.arange(12.0)] * 2)
+    )
+    assert gaps.amin(0).max() < 3.7  # no place is farther from the first 16
+
+
+def test_a_product_is_the_projector_without_what_stands_between():
+    layer, x = torch.nn.Linear(4, 3), torch.randn(5, 4)
+    projector = ((torch.randn(6, 4), torch.randn(6)), (torch.randn(3, 6), torch.randn(3)))
+    (w1, b1), (w2, b2) = projector
+    copy_product(layer, projector)
+    assert torch.allclose(layer(x), (x @ w1.T + b1) @ w2.T + b2, atol=1e-5)
+    before = layer.weight.clone()
+    copy_product(layer, ())
+    copy_product(layer, ((torch.randn(9, 4), torch.randn(9)),))
+    assert torch.equal(layer.weight, before)

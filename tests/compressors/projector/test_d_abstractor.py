@@ -108,6 +108,21 @@ def test_counts_come_out_as_grids_whatever_the_lattice_kept(tiny):
         assert made.grid_out == wanted and made.x.shape == (1, count, 6)
 
 
+def test_at_first_each_query_hands_on_what_stands_near_its_point(tiny):
+    projector = ((torch.randn(8, 8), torch.randn(8)), (torch.randn(6, 8), torch.randn(6)))
+    widths = Widths(8, 6, 0, 4, 4, (1, 6, 6))
+    network = make("projector", "d_abstractor", layers=1, heads=1).build(widths, projector)
+    maps = torch.randn(1, 8, 6, 6)
+    made = network(maps, (6, 6))[0, :, 2, 2]
+    seen = maps + network.places.T.view(1, 8, 6, 6)
+    around = seen[0, :, 2, 2:5] @ torch.tensor([0.125, 0.5, 0.375])  # points 0.5, 1, 1.5 and 2 to the right
+    first, second, third = network.layers[0].norms
+    (w1, b1), (w2, b2) = projector
+    state = third(second(first(network.queries[14]) + around))
+    assert torch.allclose(made, w2 @ (w1 @ state + b1) + b2, atol=1e-4)
+    assert make("projector", "d_abstractor", published=True).build(widths).layers[0].down.weight.abs().sum() > 0
+
+
 def test_sizes():
     layer, method = 8_501_344, make("projector", "d_abstractor", width=1024, layers=1)
     published = method.build(Widths(1024, 4096, 0, 4, 4, (1, 16, 16)))

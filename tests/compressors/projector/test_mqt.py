@@ -16,10 +16,27 @@ def method(grid=GRID, **settings):
 
 
 def test_fewer_tokens_are_the_first_of_more(tiny):
-    whole, tokens = method(), tiny(n=16, grid=GRID, batch=2)
+    whole, tokens = method(published=True), tiny(n=16, grid=GRID, batch=2)
     everything = whole.resample(tokens, 16).x
     for m in (1, 2, 7, 15):
         assert torch.allclose(whole.resample(tokens, m).x, everything[:, :m], atol=1e-6)
+
+
+def test_queries_in_another_order_leave_in_that_of_their_places(tiny):
+    whole, tokens = method(), tiny(n=16, grid=GRID, batch=2)
+    order, everything = whole.network.order, whole.resample(tokens, 16).x  # row i: the query that stands at place i
+    for m in (1, 2, 7, 15):
+        assert torch.allclose(whole.resample(tokens, m).x, everything[:, order[:m].sort().values], atol=1e-6)
+
+
+def test_at_first_queries_read_what_stands_around_them_and_the_first_reads_everything():
+    network = untrained(make("projector", "mqt"), Widths(96, 96, 0, 4, 4, (1, 6, 6))).network
+    q, k = network.attention.q(network.marks), network.attention.k(network.places)
+    q, k = (part.unflatten(-1, (2, 48)).transpose(0, 1) for part in (q, k))
+    weight = (q @ k.mT / 48**0.5).softmax(-1)  # (2, 36, 36)
+    assert torch.equal(weight[:, 9:].argmax(-1), network.order[9:].expand(2, -1))
+    many = (-(weight * weight.log()).nansum(-1)).exp()  # places that share the attention
+    assert (many[:, 0] > 18).all() and (many[:, -1] < 9).all()
 
 
 def test_keys_of_places_alone_make_it_linear_in_what_is_read(tiny):
@@ -31,6 +48,7 @@ def test_keys_of_places_alone_make_it_linear_in_what_is_read(tiny):
     y, z, s, rest = (blind.resample(t, 5).x for t in (one, two, both, zero))
     assert torch.allclose(s - rest, (y - rest) + (z - rest), atol=1e-5)
     seeing = method()
+    torch.nn.init.ones_(seeing.network.norm_k.weight)  # at first it sees places alone
     seeing.network.norm_v = torch.nn.Identity()
     y, z, s, rest = (seeing.resample(t, 5).x for t in (one, two, both, zero))
     assert not torch.allclose(s - rest, (y - rest) + (z - rest), atol=1e-4)
