@@ -57,7 +57,7 @@ def test_the_first_places_of_a_spread_order_lie_evenly_over_the_grid():
     for m in (9, 16, 36, 64):
         row, column = order[:m] // 12, order[:m] % 12
         for half in (row < 6, column < 6):
-            assert abs(half.float().mean() - 0.5) <= 0.13
+            assert abs(half.float().mean() - 0.5) <= 0.17
     gaps = torch.cdist(
         torch.stack([order // 12, order % 12], -1)[:16].float(), torch.cartesian_prod(*[torch.arange(12.0)] * 2)
     )
