@@ -1,8 +1,8 @@
 """Which plans a bench of some stages compares, the table that grows with them, and the page it becomes.
 
-Every method of a stage stands beside the same controls at the same ratios: `random` and `stride`, `downsample` at the
-pixels, on videos `frames` too, and the blind plan. The table keeps the plans that it has: another method, stage or
-ratio on the same inputs costs what it adds, and an interruption what one shard holds.
+Every method of a stage stands beside the same controls at the same ratios: `random`, also numbered anew, and `stride`,
+`downsample` at the pixels, on videos `frames` too, and the blind plan. The table keeps the plans that it has: another
+method, stage or ratio on the same inputs costs what it adds, and an interruption what one shard holds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,13 @@ from foveate.policies.export import library_versions
 from foveate.rollouts.replay import fill, identity
 from foveate.rollouts.table import Table
 
-CONTROLS = (("input", "downsample"), ("input", "frames"), ("outside", "random"), ("outside", "stride"))
+CONTROLS = (
+    ("input", "downsample"),
+    ("input", "frames"),
+    ("outside", "random"),
+    ("outside", "random_renumbered"),
+    ("outside", "stride"),
+)
 """What every stage is compared with."""
 
 OWN_CONTROLS = ("random", "stride")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from foveate.tasks.registry import regime_sample
 
 TEXT = 56  # packed text tokens per picture
 CAPTION = 32
+MOSTLY = 0.9  # of a look must be on patches that are shown
 PICTURE = (1, GRID, GRID)  # grid of a picture's patches: frames, rows, columns
 Drawn = tuple[Sample, np.ndarray, list[int]]  # a sample, its packed turns, the tokens of its caption
 
@@ -34,7 +35,8 @@ class Batch:
     padding), its position behind the picture, the token to predict there (-100 = none); looks (B, TEXT, 3, 1 + 144)
     float32: the start token, then which patches hold the first and second thing that the question names, and the
     answer, rows that sum to 1 or are 0 (not known); caption (B, CAPTION); dense (B, 144, 4, 2) class and colour of
-    each patch's four cells (-100 = unlabelled)."""
+    each patch's four cells (-100 = unlabelled); kept (B, K) int64, the patches that the decoder is shown, ascending,
+    with a look for each, or None = all."""
 
     pixels: Tensor
     text: Tensor
@@ -44,9 +46,18 @@ class Batch:
     looks: Tensor
     caption: Tensor
     dense: Tensor
+    kept: Tensor | None = None
 
     def to(self, device: str) -> Batch:
-        return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+        there = {name: value for name, value in vars(self).items() if value is not None}
+        return Batch(**{name: value.to(device, non_blocking=True) for name, value in there.items()})
+
+    def shown(self, kept: Tensor) -> Batch:
+        """The batch whose decoder is shown some patches (B, K) only. What the looks had on others is not known then."""
+        index = torch.cat([torch.zeros_like(kept[:, :1]), 1 + kept], dim=1)[:, None, None]
+        looks = self.looks.gather(-1, index.expand(*self.looks.shape[:3], -1))
+        total = looks.sum(-1, keepdim=True)
+        return replace(self, kept=kept, looks=torch.where(total > MOSTLY, looks / total.clamp(min=MOSTLY), 0.0))
 
 
 def pack(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:

@@ -71,18 +71,22 @@ class Learner(nn.Module):
 
     def answer_logits(self, patches: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits and targets at the answer positions: (M, V), (M,)."""
-        core, prefix = self.model.model, 1 + patches.shape[1]
+        core, behind = self.model.model, 1 + patches.shape[1]
+        places = torch.arange(1, behind, device=patches.device).expand(len(patches), -1)
         picture = core.multi_modal_projector(patches)
+        if batch.kept is not None:
+            picture = picture.gather(1, batch.kept.unsqueeze(-1).expand(-1, -1, picture.shape[-1]))
+            places = places.gather(1, batch.kept)
+        prefix = 1 + picture.shape[1]
         words = core.language_model.embed_tokens(batch.text)
         start = core.language_model.embed_tokens(
             torch.full_like(batch.text[:, :1], self.model.config.text_config.bos_token_id)
         )
         embeds = torch.cat([start, picture, words], dim=1)
-        places = torch.arange(prefix, device=embeds.device).expand(len(embeds), -1)
         hidden = core.language_model(
             inputs_embeds=embeds,
             attention_mask=turn_mask(batch.turn, prefix),
-            position_ids=torch.cat([places, prefix + batch.place], dim=1),
+            position_ids=torch.cat([torch.zeros_like(places[:, :1]), places, behind + batch.place], dim=1),
             use_cache=False,
         ).last_hidden_state[:, prefix:]
         wanted = batch.target != -100
@@ -146,8 +150,9 @@ class AttentionRows:
         self.parts.append(-(log * target).sum(-1)[known])
 
     def loss(self) -> Tensor:
-        """The mean over all rows seen."""
-        return torch.cat(self.parts).mean()
+        """The mean over all rows seen; 0 without any."""
+        rows = torch.cat(self.parts)
+        return rows.sum() / max(len(rows), 1)
 
 
 def turn_mask(turn: Tensor, prefix: int) -> Tensor:

@@ -5,7 +5,7 @@
     python -m foveate.models.reference_video.train --out runs/more --start package --video 4000   # go on from them
 
 It starts from the package's weights of the reference model and goes on with videos of eight frames, some of sixteen,
-and pictures at the same size. On a GPU, give more steps and `--batch 128`; `--device auto` picks it.
+and pictures at the same size. In half of the steps with videos the decoder is shown a part of the tokens (`thinning`). On a GPU, give more steps and `--batch 128`; `--device auto` picks it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from transformers import LlavaProcessor
 
 from foveate.models.reference import WEIGHTS as PICTURES
 from foveate.models.reference.architecture import DECODER_LAYERS, build_text_tower
+from foveate.models.reference.batches import Batch
 from foveate.models.reference.objectives import Learner
 from foveate.models.reference.shipping import restore
 from foveate.models.reference.train import STAGES, Common, Run, follow, parse
@@ -25,6 +26,7 @@ from foveate.models.reference_video import WEIGHTS
 from foveate.models.reference_video.architecture import adopt, fresh, processor, tokenizer
 from foveate.models.reference_video.batches import batches
 from foveate.models.reference_video.evaluate import accuracy
+from foveate.models.reference_video.thinning import thinned
 
 
 @dataclass
@@ -59,6 +61,10 @@ class VideoRun(Run):
         """See `Run.loader`."""
         about = self.settings
         return batches(tokenizer(), about.seed, self.step, steps, about.batch, about.workers)
+
+    def update(self, batch: Batch, factor: float) -> dict[str, float]:
+        """See `Run.update`: in some steps the decoder is shown a part of the tokens."""
+        return super().update(thinned(batch, self.settings.seed, self.step), factor)
 
     def check(self) -> dict[str, float]:
         """See `Run.check`."""

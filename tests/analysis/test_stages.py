@@ -42,7 +42,8 @@ def test_every_method_of_the_stages_that_runs_stands_beside_the_controls(host):
     assert plans[0] == UNCOMPRESSED and plans[-1] == BLIND and len(set(plans)) == len(plans)
     some = [name for at, name in COMPRESSORS if at == "encoder" and host.supports(at, name) is None]
     assert {f"encoder:{name}@0.5" for name in some} <= set(labels(plans)) | set(refused)
-    controls = ["outside:random@0.5", "outside:stride@0.5", "outside:random@0.25", "outside:stride@0.25"]
+    names = ("random", "random_renumbered", "stride")
+    controls = [f"outside:{name}@{ratio}" for ratio in (0.5, 0.25) for name in names]
     assert [label for label in labels(plans) if label.startswith("outside")] == controls
     assert {"input:downsample@0.25", "decode:random@0.25"} <= set(labels(plans))
 
@@ -59,6 +60,7 @@ def test_a_choice_of_methods_leaves_the_controls(host):
     plans, _ = stages.stage_plans(host, ("prefill",), (0.5,), ("fastv",))
     wanted = [
         "outside:random@0.5",
+        "outside:random_renumbered@0.5",
         "outside:stride@0.5",
         "prefill:random@0.5",
         "prefill:stride@0.5",

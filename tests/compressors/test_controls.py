@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from foveate.compressors.controls import Control
 from foveate.compressors.registry import COMPRESSORS, make
@@ -9,7 +10,16 @@ NAMES = ("random", "stride")
 
 def test_the_controls_are_these_and_stand_at_both_places():
     keys = {key for key, cls in COMPRESSORS.items() if issubclass(cls, Control)}
-    assert keys == {(stage, name) for stage in ("outside", "prefill") for name in NAMES}
+    both = {(stage, name) for stage in ("outside", "prefill") for name in NAMES}
+    assert keys == both | {("outside", "random_renumbered")}
+
+
+def test_the_lot_with_new_numbers_draws_the_same_tokens(tiny):
+    tokens = tiny(n=16, grid=(1, 4, 4), batch=2)
+    ours, theirs = (make("outside", name).plan(tokens, 5).anchor for name in ("random_renumbered", "random"))
+    assert torch.equal(ours, theirs)
+    assert COMPRESSORS["outside", "random_renumbered"].positions == "renumber"
+    assert COMPRESSORS["outside", "random"].positions == "keep"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,5 +1,6 @@
 """The video model: its shape, what it is shown, its training, and its name."""
 
+import functools
 import json
 
 import numpy as np
@@ -38,6 +39,7 @@ from foveate.models.reference_video.batches import (
     pixels_of,
     small,
 )
+from foveate.models.reference_video.thinning import thinned
 from foveate.models.reference_video.train import Settings, VideoRun
 from foveate.tasks.base import DENSE_WHAT
 from foveate.tasks.questions import FILM_WORDINGS, WORDINGS
@@ -165,6 +167,49 @@ class TestBatches:
         whole = list(batches(words_of, seed=0, start=0, steps=3, size=1, workers=0))
         (rest,) = batches(words_of, seed=0, start=2, steps=3, size=1, workers=0)
         assert torch.equal(whole[2].pixels, rest.pixels) and torch.equal(whole[2].text, rest.text)
+
+
+class TestThinned:
+    def test_a_batch_shown_whole_is_the_batch_and_its_looks_follow_the_tokens(self, words_of):
+        batch = collate([drawn(regime_sample("motion", "host-train", i), words_of) for i in range(3)])
+        whole = batch.shown(torch.arange(288).expand(3, -1))
+        assert torch.allclose(whole.looks, batch.looks, atol=1e-6)
+        late = batch.shown(torch.arange(36, 288).expand(3, -1))  # the first frame is left out
+        assert late.looks.shape[-1] == 1 + 252 and torch.allclose(
+            late.looks[..., 1:].sum(-1).round(), late.looks.sum(-1)
+        )
+        known = (batch.target != -100) & (batch.looks[:, :, 0].sum(-1) > 0.5)
+        assert (late.looks[:, :, 0].sum(-1)[known] == 0).all()  # where a thing was at first
+        assert late.looks[:, :, 1].sum(-1)[known].numpy() == pytest.approx(1)  # where at last
+
+    def test_the_decoder_reads_what_is_shown_as_it_does_behind_a_mask(self, model, words_of):
+        learner = Learner(model, build_text_tower(words_of)).eval()
+        batch = collate([drawn(regime_sample("times", "host-train", i), words_of) for i in range(2)])
+        some = batch.shown(torch.arange(0, 288, 2).expand(2, -1))
+        hook = functools.partial(masked, hidden=torch.arange(1, 288, 2) + 1)
+        with torch.no_grad():
+            patches, _ = seen(model, batch.pixels)
+            shorter, _ = learner.answer_logits(patches, some)
+            handle = model.model.language_model.register_forward_pre_hook(hook, with_kwargs=True)
+            longer, _ = learner.answer_logits(patches, batch)
+            handle.remove()
+        torch.testing.assert_close(shorter, longer, atol=1e-4, rtol=1e-4)
+
+    def test_half_of_the_steps_with_videos_are_thinned_and_none_with_pictures(self, words_of):
+        film = collate([drawn(regime_sample("idle", "host-train", 0), words_of)])
+        picture = collate([drawn(regime_sample("single", "host-train", 0), words_of)])
+        shares = [1 if (b := thinned(film, 0, step)).kept is None else b.kept.shape[1] / 288 for step in range(60)]
+        assert 18 < shares.count(1) < 42 and 0.15 - 2e-2 < min(shares) < 0.3
+        assert torch.equal(thinned(film, 0, 7).looks, thinned(film, 0, 7).looks)
+        assert all(thinned(picture, 0, step).kept is None for step in range(10))
+
+
+def masked(module, args, kwargs, hidden):
+    """Hides some rows of the sequence from all others."""
+    mask = kwargs["attention_mask"].clone()
+    mask[..., hidden] = False
+    mask[..., hidden, hidden] = True
+    return args, kwargs | {"attention_mask": mask}
 
 
 class TestRun:
