@@ -16,10 +16,11 @@ from foveate.models.reference.architecture import PATCH
 from foveate.models.reference.batches import Batch
 
 SHARE = 0.5  # of the steps with videos
-MOST = 0.8  # keep ratio; drawn evenly from the least one of the way
-WAYS = {"still": 0.15, "still in each frame": 0.15, "lot": 0.4}
-"""Way -> least keep ratio. What is least different from its place a frame before goes, over all frames or the same
-number in each, the first frame staying whole; or lots are drawn."""
+MOST = 0.8  # keep ratio; drawn evenly from the least
+FRAME, LOT = 1.15, 0.4  # the least: so many whole frames, or this share where lots are drawn
+WAYS = ("still", "still in each frame", "lot")
+"""What is least different from its place a frame before goes, over all frames or the same number in each, the first
+frame staying whole; or lots are drawn."""
 
 
 def thinned(batch: Batch, seed: int, step: int) -> Batch:
@@ -28,8 +29,9 @@ def thinned(batch: Batch, seed: int, step: int) -> Batch:
     rng = random.Random(f"{seed}/thin/{step}")
     if batch.pixels.ndim < 5 or batch.pixels.shape[1] < 2 or rng.random() >= SHARE:
         return batch
-    way = rng.choice(list(WAYS))
-    return batch.shown(kept(batch.pixels, way, rng.uniform(WAYS[way], MOST), rng.getrandbits(32)))
+    way = rng.choice(WAYS)
+    least = LOT if way == "lot" else FRAME / batch.pixels.shape[1]
+    return batch.shown(kept(batch.pixels, way, rng.uniform(least, MOST), rng.getrandbits(32)))
 
 
 def kept(pixels: Tensor, way: str, keep: float, seed: int) -> Tensor:

@@ -5,7 +5,8 @@
     python -m foveate.models.reference_video.train --out runs/more --start package --video 4000   # go on from them
 
 It starts from the package's weights of the reference model and goes on with videos of eight frames, some of sixteen,
-and pictures at the same size. In half of the steps with videos the decoder is shown a part of the tokens (`thinning`). On a GPU, give more steps and `--batch 128`; `--device auto` picks it.
+and pictures at the same size; in half of the steps with videos the decoder is shown a part of the tokens (`thinning`).
+On a GPU, give more steps and `--batch 128`; `--device auto` picks it.
 """
 
 from __future__ import annotations

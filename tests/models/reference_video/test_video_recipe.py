@@ -160,7 +160,12 @@ class TestBatches:
         kinds = [kind_of(0, step) for step in range(200)]
         assert set(kinds) == set(KINDS) and 120 < kinds.count("videos") < 180
         sizes = {kinds[step]: keys for step, keys in enumerate(Steps(0, 0, 60, 4))}
-        assert {kind: len(keys) for kind, keys in sizes.items()} == {"videos": 4, "long": 2, "pictures": 16}
+        assert {kind: len(keys) for kind, keys in sizes.items()} == {
+            "videos": 4,
+            "long": 2,
+            "longer": 1,
+            "pictures": 16,
+        }
         assert all(regime in TASKS["video"].regimes for regime in REGIMES["videos"])
 
     def test_a_resumed_stream_draws_what_was_due(self, words_of):
@@ -199,7 +204,7 @@ class TestThinned:
         film = collate([drawn(regime_sample("idle", "host-train", 0), words_of)])
         picture = collate([drawn(regime_sample("single", "host-train", 0), words_of)])
         shares = [1 if (b := thinned(film, 0, step)).kept is None else b.kept.shape[1] / 288 for step in range(60)]
-        assert 18 < shares.count(1) < 42 and 0.15 - 2e-2 < min(shares) < 0.3
+        assert 18 < shares.count(1) < 42 and 0.14 < min(shares) < 0.3
         assert torch.equal(thinned(film, 0, 7).looks, thinned(film, 0, 7).looks)
         assert all(thinned(picture, 0, step).kept is None for step in range(10))
 

@@ -1,0 +1,50 @@
+"""How much compression regimes bear: what moves, the factors, and the page."""
+
+import pytest
+
+from foveate.analysis import bearing
+from foveate.analysis.bench import Row
+from foveate.plans.plan import BLIND, UNCOMPRESSED, Plan
+
+pytestmark = pytest.mark.fast
+
+
+def row(plan, **accuracy):
+    return Row(plan, 0.9, 0.8, 1.0, {regime: (value, value, value) for regime, value in accuracy.items()}, 1, 1, 1)
+
+
+def dtd(keep):
+    return Plan.of(projector=("dtd", keep))
+
+
+ROWS = [
+    row(UNCOMPRESSED, idle=1.0, panning=0.9),
+    row(dtd(0.5), idle=1.0, panning=0.8),
+    row(dtd(0.1), idle=0.98, panning=0.2),
+    row(BLIND, idle=0.0, panning=0.0),
+]
+
+
+def test_next_to_nothing_moves_in_an_idle_video_and_much_where_the_camera_pans():
+    assert bearing.moving("idle32", "test", 4) < 0.02 < bearing.FAST < bearing.moving("panning", "test", 4)
+    with pytest.raises(ValueError, match="counting: shows no videos"):
+        bearing.moving("counting", "test", 1)
+
+
+def test_a_factor_is_one_over_the_keep_ratio_at_which_the_points_are_lost():
+    found = bearing.factors(ROWS, 0.05)
+    assert found == {("projector", "dtd"): {"idle": 10.0, "panning": pytest.approx(1 / 0.75)}}
+
+
+def test_the_page_puts_still_regimes_first_and_gives_the_ratio():
+    page = bearing.page(ROWS, {"panning": 0.3, "idle": 0.01}, 0.05, "idle 4, panning 4", ["foveate bench"])
+    assert "| method | idle | panning | still | fast | ratio |" in page
+    assert "| projector:dtd | 10.0 | 1.3 | 10.0 | 1.3 | 7.5 |" in page
+    assert "| uncompressed, % | 100 | 90 | | | |" in page
+    with pytest.raises(ValueError, match="regimes: 1 in which at most 4% moves, 0 with 10% or more"):
+        bearing.page(ROWS, {"panning": 0.05, "idle": 0.01}, 0.05, "", [])
+
+
+def test_a_folder_without_a_bench_is_named(tmp_path):
+    with pytest.raises(SystemExit, match="bearing: no .*table.parquet: run `foveate bench --out"):
+        bearing.main(["--bench", str(tmp_path)])
