@@ -137,8 +137,15 @@ def decoded(plans: Iterable[Plan], stages: Sequence[str]) -> set[Plan]:
     return {plan for plan in plans if any(_belongs(plan, stage) for stage in stages if stage in DECODED)}
 
 
-def page(rows: Sequence[Row], stages: Sequence[str], host: Host, table: Table, header: Mapping[str, Any]) -> str:
-    """The Markdown page: what was measured on what, and a table for each stage with its controls.
+def page(
+    rows: Sequence[Row],
+    stages: Sequence[str],
+    host: Host,
+    table: Table,
+    header: Mapping[str, Any],
+    refused: Mapping[str, str] | None = None,
+) -> str:
+    """The Markdown page: what was measured on what, a table for each stage with its controls, and what was not run.
 
     Args:
         rows: of all plans.
@@ -146,6 +153,7 @@ def page(rows: Sequence[Row], stages: Sequence[str], host: Host, table: Table, h
         host: the model.
         table: what the rows were made from.
         header: command, seed, rounds, batches.
+        refused: label -> reason, see `stage_plans`.
     """
     regimes, numbers = np.unique(table.regimes, return_counts=True)
     asked = ", ".join(f"{regime} {number}" for regime, number in zip(regimes, numbers, strict=True))
@@ -176,7 +184,22 @@ def page(rows: Sequence[Row], stages: Sequence[str], host: Host, table: Table, h
         lines += ["", f"## {stage}", "", markdown(some).rstrip("\n")]
         if stage in DECODED and (more := times(some)):
             lines += ["", more.rstrip("\n")]
+    if refused:
+        lines += ["", "## Not run", "", *not_run(refused)]
     return "\n".join(lines) + "\n"
+
+
+def not_run(refused: Mapping[str, str]) -> list[str]:
+    """A line for each method with the ratios that it was not run at, if not at none, and why at the first of them."""
+    ratios: dict[str, list[str]] = {}
+    for label in refused:
+        method, _, ratio = label.partition("@")
+        ratios.setdefault(method, []).extend([ratio] if ratio else [])
+    lines = []
+    for method, some in ratios.items():
+        reason = refused[f"{method}@{some[0]}" if some else method]
+        lines.append(f"* `{method}`{' at ' + ', '.join(some) if some else ''}: {reason}")
+    return lines
 
 
 def _belongs(plan: Plan, stage: str) -> bool:

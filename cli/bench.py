@@ -85,7 +85,8 @@ def write_page(path: Path, found: Found, stages: Sequence[str], host: Host, head
     from foveate.analysis.stages import page
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(found.rows, stages, host, found.table, header), encoding="utf-8")
+    text = page(found.rows, stages, host, found.table, header, found.refused)
+    path.write_text(text, encoding="utf-8")
 
 
 def chosen(

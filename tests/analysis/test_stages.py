@@ -155,6 +155,19 @@ def test_a_page_has_a_table_for_each_stage_with_the_controls_and_what_it_ran_on(
     assert "| outside:visionzip@0.25 | 4.0 | 0.400 | 0.1 (0.50) | not measured | 37.5 | - | 25 | 50 |" in outside
 
 
+def test_a_page_says_what_was_not_run_and_why(host, table):
+    header = {"command": "foveate bench", "rounds": 0, "batches": (1,), "seed": 0}
+    reasons = {"projector:dtd@0.1": "too few", "projector:dtd@0.05": "far too few", "projector:mqt": "has no weights"}
+    page = stages.page(rows_of(table), ("projector",), host, table, header, reasons)
+    _, behind = page.split("## Not run\n")
+    assert behind.split("\n") == [
+        "",
+        "* `projector:dtd` at 0.1, 0.05: too few",
+        "* `projector:mqt`: has no weights",
+        "",
+    ]
+
+
 def test_a_section_of_the_decoder_has_a_second_table_and_others_one_wall_column(host, table):
     ones = {plan: {1: Wall(0.5, 0.75, 2048.0, 4096.0), 16: Wall(0.25, 0.5, 3072.0, 5120.0)} for plan in table.plans}
     visionzip, fastv = table.plans[3:]
