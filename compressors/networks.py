@@ -147,15 +147,19 @@ def reach(attention: Attention) -> float:
 def look_around(attention: Attention) -> None:
     """The start at which a query marked with a fixed position (see `sincos`) reads what stands around it and hands it
     on. Features of positions are dealt out to the heads in turn: in heads of neighbouring ones few can tell places
-    apart."""
-    width, heads = attention.q.in_features, attention.heads
+    apart. Of keys and values wider than queries every so many-th feature counts."""
+    width, heads, source = attention.q.in_features, attention.heads, attention.k.in_features
     one = torch.eye(width)
+    some = torch.eye(source)[torch.arange(width) * source // width]
     dealt = one.unflatten(0, (-1, heads)).transpose(0, 1).flatten(0, 1)  # each head has fast and slow features
-    for part in (attention.q, attention.k):
-        part.weight.copy_(dealt * (SHARPNESS * (width / heads) ** 0.5 / reach(attention)) ** 0.5)
-    for part in (attention.v, attention.out):
-        part.weight.copy_(one)
-    for part in (attention.q, attention.k, attention.v, attention.out):
+    sharp = (SHARPNESS * (width / heads) ** 0.5 / reach(attention)) ** 0.5
+    for part, weight in (
+        (attention.q, sharp * dealt),
+        (attention.k, sharp * dealt @ some),
+        (attention.v, some),
+        (attention.out, one),
+    ):
+        part.weight.copy_(weight)
         nn.init.zeros_(part.bias)
 
 
@@ -236,14 +240,11 @@ def spread(height: int, width: int) -> Tensor:
     Each is the free place nearest to the next point of Roberts' R2 sequence, the lower index where two are as near.
     """
     golden = 1.32471795724474602596  # the root of g^3 = g + 1
-    number = torch.arange(height * width, dtype=torch.float64).unsqueeze(1)
-    wanted = (0.5 + number * torch.tensor([1 / golden, 1 / golden**2], dtype=torch.float64)) % 1
-    row, column = torch.meshgrid(
-        (torch.arange(height, dtype=torch.float64) + 0.5) / height,
-        (torch.arange(width, dtype=torch.float64) + 0.5) / width,
-        indexing="ij",
-    )
-    cells = torch.stack([row, column], dim=-1).flatten(0, 1)
+    with torch.device("cpu"):  # it has values also where a network is built on paper
+        steps = torch.arange(height * width, dtype=torch.float64).unsqueeze(1)
+        wanted = (0.5 + steps * torch.tensor([1 / golden, 1 / golden**2], dtype=torch.float64)) % 1
+        middles = [(torch.arange(n, dtype=torch.float64) + 0.5) / n for n in (height, width)]
+        cells = torch.cartesian_prod(*middles)
     away = (
         (wanted.unsqueeze(1) - cells).square().sum(-1).round(decimals=9)
     )  # equal on every machine where they should be
@@ -251,4 +252,4 @@ def spread(height: int, width: int) -> Tensor:
     for distances in away:
         order.append(int(distances.argmin()))
         away[:, order[-1]] = float("inf")
-    return torch.tensor(order)
+    return torch.tensor(order, device="cpu")

@@ -62,6 +62,13 @@ def placeless(x: Tensor) -> Resampled:
     return Resampled(x, torch.full(x.shape[:2], -1, device=x.device))
 
 
+def standing(x: Tensor, place: Tensor, lattice: tuple[int, int], tokens: Tokens) -> Resampled:
+    """New tokens (B, M, D), the m-th where place m (M,) of a lattice lies in the one frame that they were made of."""
+    row, column = (middles(new, old, place.device) for new, old in zip(lattice, tokens.grid[1:], strict=True))
+    position = row[place // lattice[1]] * tokens.grid[2] + column[place % lattice[1]]
+    return Resampled(x, position.expand(len(x), -1))
+
+
 def middles(cells: int, length: int, device: torch.device) -> Tensor:
     """The index nearest to the middle of each of equal cells; of two, the lower."""
     return -(-(2 * torch.arange(cells, device=device) + 1) * length // (2 * cells)) - 1

@@ -21,7 +21,7 @@ from foveate.compressors.networks import (
     spread,
     stretched,
 )
-from foveate.compressors.planes import check_one_frame, check_whole, placeless
+from foveate.compressors.planes import check_one_frame, check_whole, placeless, standing
 from foveate.compressors.registry import register
 
 
@@ -81,7 +81,7 @@ class Mqt(Learned, Resampler):
     Code:    https://github.com/gordonhu608/MQT-LLaVA, llava/model/multimodal_projector/builder.py
     Formula: y[:m] = W attention(LN(q[:m]) + a s[:m], LN(x) + s', LN(x)); s: fixed sin-cos places of the queries, a: k/M
              for the k-th of M; s' = those of the lattice stretched to H x W
-    Shapes:  x (B, H W, C) -> (B, m, D), in raster order of the queries' places, without places
+    Shapes:  x (B, H W, C) -> (B, m, D), in raster order of the queries' places
     Cost:    4 (n + m) C^2 + 4 m n C + 2 m C D.
     Differs: published queries and keys are LN(q + s) and LN(x + s'), queries stand in raster order, so that the first
              ones are the upper rows, and all starts at random. By default the places of the first m lie evenly over
@@ -137,8 +137,10 @@ class Mqt(Learned, Resampler):
     def make_tokens(self, tokens: Tokens, count: int) -> Resampled:
         check_whole(self.name, tokens)
         check_one_frame(self.name, tokens)
-        x = self.run(tokens.x, tokens.grid[1:], count)
-        return placeless(x)
+        x, network = self.run(tokens.x, tokens.grid[1:], count), self.loaded
+        if network.published:
+            return placeless(x)
+        return standing(x, network.order[:count].sort().values, network.lattice, tokens)
 
     def flops(self, n: int, count: int, dim: int, *, key_dim: int = 0, heads: int = 1, text: int = 0) -> int:
         network = self.loaded

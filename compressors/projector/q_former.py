@@ -10,9 +10,22 @@ from torch import Tensor, nn
 
 from foveate.compressors.base import Grid, Resampled, Resampler, Tokens
 from foveate.compressors.learned import Learned, Projector, Widths
-from foveate.compressors.networks import Attention, Mlp, drawn, heads_of, linear_flops, sincos
-from foveate.compressors.planes import check_one_frame, placeless
+from foveate.compressors.networks import (
+    Attention,
+    Mlp,
+    copy_product,
+    drawn,
+    heads_of,
+    linear_flops,
+    look_around,
+    sincos,
+    spread,
+)
+from foveate.compressors.planes import check_one_frame, placeless, standing
 from foveate.compressors.registry import register
+
+LOUD = 4.0
+"""How much more what is read weighs at first than the mark of a query's place."""
 
 
 class Layer(nn.Module):
@@ -51,9 +64,20 @@ class Network(nn.Module):
         width: d of the queries.
         out: D of the tokens that leave.
         queries, layers: how many.
+        around: (rows, columns) of the host's grid, where queries start around places of it; None = at random.
+        projector: of the host, to start from as well.
     """
 
-    def __init__(self, source: int, width: int, out: int, queries: int, layers: int) -> None:
+    def __init__(
+        self,
+        source: int,
+        width: int,
+        out: int,
+        queries: int,
+        layers: int,
+        around: tuple[int, int] | None = None,
+        projector: Projector = (),
+    ) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.empty(queries, width))
         self.norm_in, self.norm_queries = nn.LayerNorm(source), nn.LayerNorm(width, eps=1e-12)
@@ -61,15 +85,41 @@ class Network(nn.Module):
         self.project = nn.Linear(width, out)
         drawn(self)
         nn.init.normal_(self.queries, std=0.02)
+        self.around, order = around, torch.arange(queries)
+        if around is not None:
+            self.content = nn.Parameter(torch.zeros(source))
+            every = spread(*around)
+            order = every[order % len(every)]  # a small grid has fewer places
+            self._look_around(sincos(*around, source)[order], projector)
+        self.register_buffer("order", order, persistent=False)
+
+    @torch.no_grad()
+    def _look_around(self, marks: Tensor, projector: Projector) -> None:
+        """The start at which the first layer reads what stands around a query's place (M, C) and the others add
+        nothing. Every second feature of a place has its sign turned, so that norms have no mean to take away."""
+        read = self.layers[0].read
+        look_around(read)
+        turn = 1 - 2 * (torch.arange(read.q.in_features) % 2)
+        self.queries.copy_(marks[:, torch.arange(len(turn)) * marks.shape[1] // len(turn)] * turn)
+        read.q.weight.mul_(turn * 0.5**0.5)  # a norm makes places longer by sqrt(2)
+        read.v.weight.mul_(LOUD)
+        for layer in self.layers:
+            added = [layer.talk.out, layer.think.layers[1]]
+            added += [] if layer.read in (None, read) else [layer.read.out]
+            for part in added:
+                nn.init.zeros_(part.weight)
+                nn.init.zeros_(part.bias)
+        copy_product(self.project, projector)
 
     def forward(self, x: Tensor, places: Tensor | None, m: int) -> Tensor:
         """(B, N, C), positions of their places alike, -> (B, m, D)."""
         value = self.norm_in(x)
-        key = value if places is None else value + places
+        key = value * self.content if hasattr(self, "content") else value
+        key = key if places is None else key + places
         state = self.norm_queries(self.queries[:m]).expand(len(x), -1, -1)
         for layer in self.layers:
             state = layer(state, key, value)
-        return self.project(state)
+        return self.project(state)[:, self.order[:m].argsort(stable=True)]
 
     def flops(self, m: int, n: int) -> int:
         """Of m queries and n tokens."""
@@ -85,10 +135,12 @@ class QFormer(Learned, Resampler):
     Code:    https://github.com/salesforce/LAVIS, lavis/models/blip2_models
     Formula: q = LN(table[:m]); per layer q = LN(q + A(q, q)), in layers 0, 2, 4 .. q = LN(q + A(q, LN(x) + s, LN(x))),
              q = LN(q + FFN(q)); y = U q, with s fixed sin-cos places
-    Shapes:  x (B, N, C) -> (B, m, D), in the order of the queries, without places
+    Shapes:  x (B, N, C) -> (B, m, D), in raster order of the queries' places
     Cost:    each layer 24 m d^2 + 4 m^2 d, every second one 4 m d^2 + 4 n C d + 4 m n d on top; 2 m d D.
     Differs: the published module has 12 layers of width 768 and 32 queries, starts from BERT and is trained with
-             captions first; there is no BERT here, and the smaller default starts at random. There keys have no
+             captions first; there is no BERT here. With places each query starts as an average around a place of the
+             grid, keys are c LN(x) + s with c from 0 on, and U starts as the host's projector without what it does
+             between its matrices; `published` starts at random, with the queries' own order. There keys have no
              places, which is places False. A prefix of the queries serves smaller counts where it was trained to;
              since queries see each other, it is not the prefix of a longer answer. No dropout, and no question.
 
@@ -97,6 +149,7 @@ class QFormer(Learned, Resampler):
         layers: how many.
         width: d, at most that of the tokens.
         places: add fixed positions to keys.
+        published: start at random.
         network: trained weights, as `build` shapes them.
     Raises:
         MissingWeights: there is no network.
@@ -118,6 +171,7 @@ class QFormer(Learned, Resampler):
     layers: int = 4
     width: int = 512
     places: bool = True
+    published: bool = False
 
     def __post_init__(self) -> None:
         told = {"queries": self.queries, "layers": self.layers, "width": self.width}
@@ -128,7 +182,8 @@ class QFormer(Learned, Resampler):
         if self.places and widths.visual % 4:
             raise ValueError(f"q_former: places for {widths.visual} features: must be a multiple of 4")
         width = min(self.width, widths.visual)
-        return Network(widths.visual, width, widths.decoder, self.queries, self.layers)
+        around = widths.grid[1:] if self.places and not self.published else None
+        return Network(widths.visual, width, widths.decoder, self.queries, self.layers, around, projector)
 
     def reachable(self, grid: Grid) -> Sequence[int]:
         queries = self.queries if self.network is None else len(self.network.queries)
@@ -137,7 +192,9 @@ class QFormer(Learned, Resampler):
     def make_tokens(self, tokens: Tokens, count: int) -> Resampled:
         check_one_frame(self.name, tokens)
         x = self.run(tokens.x, self.places_of(tokens) if self.places else None, count)
-        return placeless(x)
+        if self.loaded.around is None:
+            return placeless(x)
+        return standing(x, self.loaded.order[:count].sort().values, self.loaded.around, tokens)
 
     def places_of(self, tokens: Tokens) -> Tensor:
         """(B, N, C) positions of the tokens' places, zeros where there is none."""

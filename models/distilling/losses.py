@@ -37,30 +37,37 @@ class Reconstructor(nn.Module):
 
 
 def feature_loss(
-    student: Sequence[VisualState], teacher: Sequence[VisualState], reconstructor: Reconstructor | None
+    student: Sequence[VisualState],
+    teacher: Sequence[VisualState],
+    reconstructor: Reconstructor | None,
+    standing: bool = False,
 ) -> Tensor:
     """How far new tokens are from the host's own, mean over views.
 
-    New tokens that form a grid are held against the old ones, pooled to it: mean(1 - cos) + mean square / variance.
-    Others against nothing: the old tokens are made again from them, mean square / variance. In both cases plus
-    `NORM` * (difference of the root mean squares)^2.
+    New tokens that form a grid are held against the old ones, pooled to it: mean(1 - cos) + mean square / variance; new
+    ones that each have a place, against the means of the old ones that are nearest to it. Others against nothing: the
+    old tokens are made again from them, mean square / variance. In all cases plus `NORM` * (difference of the root mean
+    squares)^2.
 
     Args:
         student: views behind the projector, with the method.
         teacher: the same views without.
         reconstructor: for tokens that form no grid.
+        standing: the method makes new tokens, so that places are theirs and not those of tokens that were kept.
     """
     keys = [
-        (new.n, new.grid if new.whole else None, old.n, old.grid) for new, old in zip(student, teacher, strict=True)
+        (new.n, new.grid if new.whole else None, old.n, old.grid, standing and bool((new.position >= 0).all()))
+        for new, old in zip(student, teacher, strict=True)
     ]
     total = torch.zeros((), device=student[0].x.device)
-    for (_, made, _, grid), members in groups(keys):
+    for (_, made, _, grid, placed), members in groups(keys):
         y, z = (torch.stack([states[i].x for i in members]).float() for states in (student, teacher))
         loss = NORM * (_rms(y) - _rms(z)) ** 2
-        if made is None:
+        if made is None and not placed:
             loss = loss + _square(reconstructor(y, grid), z)
         else:
-            target = _pooled(z, grid, made)
+            at = torch.stack([student[i].position for i in members])
+            target = _nearest(z, grid, at) if made is None else _pooled(z, grid, made)
             loss = loss + (1 - F.cosine_similarity(y, target, dim=-1)).mean() + _square(y, target)
         total = total + loss * len(members)
     return total / len(student)
@@ -86,6 +93,17 @@ def _pooled(x: Tensor, old: Grid, new: Grid) -> Tensor:
     """(B, T H W, D) averaged over the cells of a coarser grid: (B, t h w, D)."""
     maps = x.unflatten(1, old).movedim(-1, 1)  # (B, D, T, H, W)
     return F.adaptive_avg_pool3d(maps, new).flatten(2).transpose(1, 2)
+
+
+def _nearest(x: Tensor, grid: Grid, at: Tensor) -> Tensor:
+    """Means (B, M, D) of the tokens of a whole grid (B, N, D) that are nearest to each of the places (B, M), of equally
+    near ones the first; where another place takes them all, the token there."""
+    place = torch.cartesian_prod(*(torch.arange(n, device=x.device) for n in grid)).float()  # (N, 3)
+    owner = torch.cdist(place.expand(len(x), -1, -1), place[at]).argmin(-1)  # (B, N)
+    own = F.one_hot(owner, at.shape[1]).to(x)  # (B, N, M)
+    many = own.sum(1).unsqueeze(-1)
+    there = x.gather(1, at.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    return torch.where(many > 0, own.mT @ x / many.clamp(min=1), there)
 
 
 def _square(y: Tensor, z: Tensor) -> Tensor:

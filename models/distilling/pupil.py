@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from foveate.compressors.base import STAGES
+from foveate.compressors.base import STAGES, Resampler
 from foveate.compressors.learned import Learned, untrained
 from foveate.models.answers import judged
 from foveate.models.distilling.further import FURTHER
@@ -114,7 +114,7 @@ class Pupil:
             new, old = views(student), views(batch.teacher)
             lanes = [lane for row in rows for lane in batch.start.lanes[row] if old[lane].n]
             pick = [[states[lane] for lane in lanes] for states in (new, old)]
-            losses["features"] = feature_loss(*pick, self.reconstructor)
+            losses["features"] = feature_loss(*pick, self.reconstructor, isinstance(self.method, Resampler))
         if part == PARTS[0]:
             return losses | {"loss": losses["features"]}, sum(keeps) / len(keeps)
         answers = batch.answers()

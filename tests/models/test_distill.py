@@ -68,6 +68,19 @@ class TestLosses:
         assert float(loss.detach()) == pytest.approx(float(expected), abs=1e-5)
         assert maker(y[None], (1, 3, 5)).shape == (1, 15, 8)
 
+    def test_new_tokens_with_places_are_held_against_what_is_nearest_to_each(self):
+        z = torch.randn(9, 6, generator=torch.Generator().manual_seed(0))
+        y = torch.stack(
+            [z[[0, 1, 3, 4, 6, 7]].mean(0), z[[2, 5, 8]].mean(0)]
+        )  # places 3 and 5: the middle is nearer to 3
+        new = replace(state(y, (1, 3, 3), whole=False), position=torch.tensor([3, 5]))
+        lost = (y.square().mean().sqrt() - z.square().mean().sqrt()) ** 2
+        loss = feature_loss([new], [state(z, (1, 3, 3))], None, standing=True)
+        assert float(loss) == pytest.approx(0.1 * float(lost), abs=1e-5)
+        torch.manual_seed(0)
+        maker = Reconstructor((1, 3, 3), 6)
+        assert float(feature_loss([new], [state(z, (1, 3, 3))], maker).detach()) > 0.1  # of tokens that were kept
+
     def test_divergence_counts_answers_and_their_end_and_no_padding(self):
         teacher = torch.log(torch.tensor([[[0.5, 0.5], [0.9, 0.1], [0.1, 0.9]], [[0.8, 0.2], [0.5, 0.5], [0.5, 0.5]]]))
         student = torch.log(torch.tensor([[[0.5, 0.5], [0.5, 0.5], [0.9, 0.1]], [[0.8, 0.2], [0.1, 0.9], [0.9, 0.1]]]))

@@ -65,7 +65,10 @@ def test_the_number_of_tokens_goes_from_one_to_all_queries(tiny):
 
 def test_a_view_of_another_size_reads_stretched_places(tiny):
     made = method().resample(tiny(n=30, grid=(1, 5, 6)), 16)
-    assert made.x.shape == (1, 16, 12) and made.grid_out is None and (made.position == -1).all()
+    assert made.x.shape == (1, 16, 12) and made.grid_out is None
+    rows, columns = [0, 1, 3, 4], [0, 2, 3, 5]  # of the 5 x 6 that lie in the middles of 4 x 4
+    assert made.position.tolist() == [[row * 6 + column for row in rows for column in columns]]
+    assert (method(published=True).resample(tiny(n=16, grid=GRID), 3).position == -1).all()
     assert method().reachable((1, 2, 3))[-1] == 6
 
 

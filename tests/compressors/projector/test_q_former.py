@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from foveate.compressors.learned import Widths, untrained
+from foveate.compressors.networks import sincos
 from foveate.compressors.registry import make
 
 pytestmark = pytest.mark.fast
@@ -46,7 +47,7 @@ def test_the_order_of_tokens_does_not_matter_their_places_do(tiny):
 
 def test_another_order_of_queries_is_another_order_of_tokens(tiny):
     tokens, order = tiny(n=16, grid=GRID), torch.tensor([3, 0, 4, 1, 2])
-    one, other = method(queries=5), method(queries=5)
+    one, other = method(queries=5, published=True), method(queries=5, published=True)
     other.network.queries.data = other.network.queries.data[order]
     assert torch.allclose(other.resample(tokens, 5).x, one.resample(tokens, 5).x[:, order], atol=1e-6)
 
@@ -55,7 +56,8 @@ def test_a_grid_with_gaps_and_a_cls_row_can_be_read(tiny):
     tokens = tiny(n=5, grid=GRID, x=torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(1)))
     tokens = replace(tokens, position=torch.tensor([[-1, 0, 3, 9, 15]]))
     made = method().resample(tokens, 3)
-    assert made.x.shape == (1, 3, 12) and made.grid_out is None and (made.position == -1).all()
+    assert made.x.shape == (1, 3, 12) and made.grid_out is None and made.position.tolist() == [[2, 4, 5]]
+    assert (method(published=True).resample(tokens, 3).position == -1).all()
     places = method().places_of(tokens)[0]
     assert (places[0] == 0).all() and not torch.equal(places[1], places[2]) and places.abs().max() <= 1
 
@@ -63,6 +65,22 @@ def test_a_grid_with_gaps_and_a_cls_row_can_be_read(tiny):
 def test_queries_see_each_other_so_a_prefix_is_another_answer(tiny):
     tokens = tiny(n=16, grid=GRID)
     assert (method().resample(tokens, 8).x[:, :4] - method().resample(tokens, 4).x).abs().max() > 1e-6
+
+
+def test_at_first_queries_hand_on_what_stands_around_their_places(tiny):
+    network = untrained(make("projector", "q_former"), Widths(96, 40, 0, 4, 4, (1, 6, 6))).network
+    tokens = tiny(n=36, grid=(1, 6, 6), dim=96)
+    made = network(tokens.x, sincos(6, 6, 96).unsqueeze(0), 16)
+    places = network.order[:16].sort().values
+    for place, y in zip(places.tolist(), made[0], strict=True):
+        changes = []
+        for other in (place, (place + 18) % 36):  # itself, and three rows away
+            x = tokens.x.clone()
+            x[0, other] += torch.randn(96, generator=torch.Generator().manual_seed(0))
+            seen = network(x, sincos(6, 6, 96).unsqueeze(0), 16)[0][places.tolist().index(place)]
+            changes.append((seen - y).norm())
+        assert changes[0] > 10 * changes[1]
+    assert torch.equal(network.queries[:36].sign()[0], network.queries[36:].sign()[0])  # 64 queries, 36 places
 
 
 def test_every_second_layer_reads_the_picture():
