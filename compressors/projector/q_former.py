@@ -85,7 +85,7 @@ class Network(nn.Module):
         self.project = nn.Linear(width, out)
         drawn(self)
         nn.init.normal_(self.queries, std=0.02)
-        self.around, order = around, torch.arange(queries)
+        self.around, self.content, order = around, None, torch.arange(queries)
         if around is not None:
             self.content = nn.Parameter(torch.zeros(source))
             every = spread(*around)
@@ -114,7 +114,7 @@ class Network(nn.Module):
     def forward(self, x: Tensor, places: Tensor | None, m: int) -> Tensor:
         """(B, N, C), positions of their places alike, -> (B, m, D)."""
         value = self.norm_in(x)
-        key = value * self.content if hasattr(self, "content") else value
+        key = value if self.content is None else value * self.content
         key = key if places is None else key + places
         state = self.norm_queries(self.queries[:m]).expand(len(x), -1, -1)
         for layer in self.layers:
