@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from foveate.compressors.outside.random import Random
+from torch import Tensor
+
+from foveate.compressors.base import Selector, Tokens
+from foveate.compressors.chance import uniform
 from foveate.compressors.registry import register
 
 
 @register
 @dataclass(frozen=True)
-class RandomRenumbered(Random):
+class RandomRenumbered(Selector):
     """Keep the tokens that `random` keeps, and close the gaps between their positions.
 
     Paper:   none; a control.
     Code:    none.
-    Formula: as of `random`; position ids of what is left are consecutive
-    Shapes:  as of `random`
+    Formula: s[n] = hash(seed, position[n]) / 2^24; position ids of what is left are consecutive
+    Shapes:  seed (B,), position (B, N) -> s (B, N) float32
     Cost:    no matrix product.
     Differs: nothing known. What it has less than `random` is the price of new numbers alone.
 
@@ -27,3 +30,8 @@ class RandomRenumbered(Random):
     name = "random_renumbered"
     stages = ("outside",)
     positions = "renumber"
+    paper = "none (control)"
+    fidelity = "reference"
+
+    def score(self, tokens: Tokens) -> Tensor:
+        return uniform(tokens.seed.unsqueeze(1), tokens.position)

@@ -149,11 +149,12 @@ class TestBench:
         argv += ["--out", tmp_path / "bench", "--markdown", tmp_path / "docs" / "bench.md"]
         got = call("bench", "--model", folder, *argv, "--rounds", 1)
         assert got.status == 0, got.err
-        controls = ["input:downsample@0.25", "outside:random@0.25", "outside:stride@0.25"]
+        names = ("input:downsample", "outside:random", "outside:random_renumbered", "outside:stride")
+        controls = [f"{name}@0.25" for name in names]
         plans = ["none", *controls, "outside:diversity@0.25", "decode:random@0.25", "blind"]
         rows = list(csv.DictReader((tmp_path / "bench" / "bench.csv").open()))
         assert [row["plan"] for row in rows] == plans
-        assert [row["gain"] != "" for row in rows] == [False, True, False, True, True, False, False]
+        assert [row["gain"] != "" for row in rows] == [False, True, False, True, True, True, False, False]
         page = (tmp_path / "docs" / "bench.md").read_text()
         assert "foveate bench --model" in page and "--stage outside,decode" in page and "counting 2" in page
         outside, decode = page.split("\n## ")[1:]
@@ -176,7 +177,8 @@ class TestBench:
         got = call("bench", "--model", folder, *argv, "--data", pairs, "--rounds", 1, "--out", tmp_path / "bench")
         assert got.status == 0, got.err
         rows = {row["plan"]: row for row in csv.DictReader((tmp_path / "bench" / "bench.csv").open())}
-        controls = ["input:downsample@0.5", "outside:random@0.5", "outside:stride@0.5"]
+        names = ("input:downsample", "outside:random", "outside:random_renumbered", "outside:stride")
+        controls = [f"{name}@0.5" for name in names]
         own = ["prefill:random@0.5", "prefill:stride@0.5", "prefill:fastv@0.5"]
         assert list(rows) == ["none", *controls, *own, "blind"]
         assert float(rows["none"]["tokens"]) == 32 and float(rows["outside:random@0.5"]["tokens"]) == 16
