@@ -23,6 +23,7 @@ class RandomRenumbered(Selector):
     Cost:    no matrix product.
     Differs: nothing known. What it has less than `random` is the price of new numbers alone.
 
+    Args: none.
     Raises:
         ValueError: `count` is outside 1..N.
     """
