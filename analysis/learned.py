@@ -45,7 +45,7 @@ def page(folder: str | Path, model: str) -> str:
     data = sorted({told["data"] for *_, told in found})
     rows = sorted({each["rows"] for *_, told in found for each in told["figures"]})
     lines = [
-        "# Learned compressors against average pooling",
+        "# Learned compressors against pooling",
         "",
         f"Made by `python -m foveate.analysis.learned --model {model}` from the weights files' own figures (seed "
         f"{', '.join(sorted({str(told['seed']) for *_, told in found}))}).",
@@ -55,7 +55,8 @@ def page(folder: str | Path, model: str) -> str:
         f"* **Judged on**: {', '.join(map(str, rows))} inputs of the validation split that both methods can give equal",
         "  counts on; of a method between decoder layers `tokens` is the mean over layers.",
         "* **KL**: divergence of the next token behind the method from that behind all tokens, in nats, mean over the",
-        "  answer's places; **agrees**: equal arg-maxima. **Pooling**: `average_pool` to as many tokens.",
+        "  answer's places; **agrees**: equal arg-maxima. **Pooling**: `average_pool` to as many tokens, of",
+        "  methods for videos `tubelets`, whose means reach over time too.",
         "",
         "| " + " | ".join(HEAD) + " |",
         "|---" * 2 + "|---:" * (len(HEAD) - 2) + "|",

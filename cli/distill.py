@@ -56,8 +56,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Trains, and prints how the result compares with average pooling."""
+    """Trains, and prints how the result compares with pooling."""
     lessons = lessons_of(args.data, args.images)
+    from foveate.models.distilling.judge import pool_of
     from foveate.models.distilling.recipe import Run
     from foveate.models.distilling.settings import settings_of
 
@@ -77,7 +78,7 @@ def main(args: argparse.Namespace) -> int:
     with watched(run, work) as watch, shared(run, args) as run.learn:
         run.train([watch])
     path, figures = run.finish(args.out)
-    print(table(run.method.name, figures))
+    print(table(run.method.name, pool_of(run.method), figures))
     print(f"\n{path}: {path.stat().st_size} bytes. TensorBoard: tensorboard --logdir {work}/tb")
     return 0
 
@@ -146,11 +147,11 @@ def watched(run: Run, work: Path) -> Iterator[Callable[[Progress], None]]:
         yield watch
 
 
-def table(name: str, figures: Sequence[Figure]) -> str:
-    """The figures as text."""
+def table(name: str, pool: str, figures: Sequence[Figure]) -> str:
+    """The figures of a method beside those of a pooling, as text."""
     if not figures:
         return "held out: no row, nothing to judge by"
-    head = ("keep", "tokens", f"KL {name}", "KL average_pool", f"agrees {name}", "agrees average_pool", "better")
+    head = ("keep", "tokens", f"KL {name}", f"KL {pool}", f"agrees {name}", f"agrees {pool}", "better")
     rows = [
         (
             f"{f.keep:.3f}",

@@ -1,8 +1,8 @@
-"""How good a learned compressor is: held-out answers behind it and behind average pooling to as many tokens."""
+"""How good a learned compressor is: held-out answers behind it and behind plain means of as many tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -17,7 +17,13 @@ from foveate.models.distilling.pairs import Batch, Shape, logits, nearest
 from foveate.models.host import Host
 from foveate.plans.plan import keep_count
 
-POOL = ("projector", "average_pool")
+POOL = "projector"
+"""The stage of pooling."""
+
+
+def pool_of(method: type[Compressor] | Compressor) -> str:
+    """The pooling that a method is held against: of a method for videos the one whose means reach over time too."""
+    return "tubelets" if method.modality == "video" else "average_pool"
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class Figure:
         keep: ratio, mean over rows.
         count: tokens of a row behind the method, mean over rows; of a method between decoder layers, over layers too.
         kl, agreement: divergence from the uncompressed host in nats, and share of equal arg-maxima, of the method.
-        pool_kl, pool_agreement: of average pooling to as many tokens, or the number next to it that pooling can give.
+        pool_kl, pool_agreement: of pooling to as many tokens, or the number next to it that pooling can give.
         rows: inputs judged.
     """
 
@@ -42,7 +48,7 @@ class Figure:
 
     @property
     def better(self) -> bool:
-        """Whether the method is nearer to the uncompressed host than average pooling and agrees at least as often."""
+        """Whether the method is nearer to the uncompressed host than pooling and agrees at least as often."""
         return self.kl < self.pool_kl and self.agreement >= self.pool_agreement
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,16 +75,17 @@ def judge(
         batch: rows at a time.
         ratios: wanted keep ratios.
     """
-    methods = {(stage, method.name): method, POOL: host.make(*POOL)}
+    pool = host.make(POOL, pool_of(method))
+    methods = {(stage, method.name): method, (POOL, pool.name): pool}
     sums: dict[float, list[float]] = {}
     for start in range(0, len(lessons), batch):
-        each = Batch(host, min(stage, POOL[0], key=STAGES.index), lessons[start : start + batch])
+        each = Batch(host, min(stage, POOL, key=STAGES.index), lessons[start : start + batch])
         answers = each.answers()
         behind = [
             [(s.n, s.grid) for s in each.teacher.of_row("outside", row) if s.n] for row in range(len(each.lessons))
         ]
         both = list(zip(each.shapes, behind, strict=True))
-        met = [tuple(_common(methods, own, pooled, ratio) for own, pooled in both) for ratio in ratios]
+        met = [tuple(_common(method, pool, own, pooled, ratio) for own, pooled in both) for ratio in ratios]
         for ratio, keeps in zip(ratios, met, strict=True):
             rows = [row for row, keep in enumerate(keeps) if keep < 1]
             if not rows or met.index(keeps) != ratios.index(ratio):
@@ -102,12 +109,10 @@ def judge(
     return [_figure(*found) for _, found in sorted(sums.items())]
 
 
-def _common(
-    methods: Mapping[tuple[str, str], Compressor], own: list[Shape], pooled: list[Shape], wanted: float
-) -> float:
+def _common(method: Compressor, pool: Compressor, own: list[Shape], pooled: list[Shape], wanted: float) -> float:
     """The keep ratio nearest to one wanted that both can give, pooling on what reaches the projector; 1 = none."""
-    keep = nearest(list(methods.values()), own, wanted)
-    suits = all(keep_count(n, keep) in methods[POOL].reachable(grid) for n, grid in pooled)
+    keep = nearest([method, pool], own, wanted)
+    suits = all(keep_count(n, keep) in pool.reachable(grid) for n, grid in pooled)
     return keep if suits else 1.0
 
 

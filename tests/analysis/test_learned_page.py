@@ -6,8 +6,9 @@ import pytest
 
 from foveate.analysis.learned import entries, main, page
 from foveate.models.reference import WEIGHTS
+from foveate.models.reference_video import WEIGHTS as VIDEO_WEIGHTS
 
-SHIPPED = WEIGHTS.parent / "learned"
+SHIPPED, VIDEO = WEIGHTS.parent / "learned", VIDEO_WEIGHTS.parent / "learned"
 
 
 def test_a_row_for_each_figure_with_parameters_read_off_the_tensors():
@@ -22,9 +23,11 @@ def test_a_row_for_each_figure_with_parameters_read_off_the_tensors():
     assert text.count("\n|") - 2 == sum(len(told["figures"]) for _, told in found.values())
 
 
-def test_the_page_in_docs_is_current():
-    path = Path(__file__).parents[2] / "docs" / "bench" / "learned.md"
-    assert path.read_text(encoding="utf-8") == page(SHIPPED, "reference")
+@pytest.mark.parametrize(("model", "folder"), [("reference", SHIPPED), ("reference-video", VIDEO)])
+def test_the_page_in_docs_is_current(model, folder):
+    name = "learned.md" if model == "reference" else "learned_video.md"
+    path = Path(__file__).parents[2] / "docs" / "bench" / name
+    assert path.read_text(encoding="utf-8") == page(folder, model)
 
 
 def test_a_folder_without_weights_is_one_line(tmp_path):
