@@ -58,7 +58,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Trains, and prints how the result compares with pooling."""
     lessons = lessons_of(args.data, args.images)
-    from foveate.models.distilling.judge import pool_of
     from foveate.models.distilling.recipe import Run
     from foveate.models.distilling.settings import settings_of
 
@@ -78,7 +77,7 @@ def main(args: argparse.Namespace) -> int:
     with watched(run, work) as watch, shared(run, args) as run.learn:
         run.train([watch])
     path, figures = run.finish(args.out)
-    print(table(run.method.name, pool_of(run.method), figures))
+    print(table(run.method.name, figures))
     print(f"\n{path}: {path.stat().st_size} bytes. TensorBoard: tensorboard --logdir {work}/tb")
     return 0
 
@@ -147,11 +146,11 @@ def watched(run: Run, work: Path) -> Iterator[Callable[[Progress], None]]:
         yield watch
 
 
-def table(name: str, pool: str, figures: Sequence[Figure]) -> str:
-    """The figures of a method beside those of a pooling, as text."""
+def table(name: str, figures: Sequence[Figure]) -> str:
+    """The figures of a method beside those of pooling, as text."""
     if not figures:
         return "held out: no row, nothing to judge by"
-    head = ("keep", "tokens", f"KL {name}", f"KL {pool}", f"agrees {name}", f"agrees {pool}", "better")
+    head = ("keep", "tokens", f"KL {name}", "KL pooling", f"agrees {name}", "agrees pooling", "better", "pooling")
     rows = [
         (
             f"{f.keep:.3f}",
@@ -161,6 +160,7 @@ def table(name: str, pool: str, figures: Sequence[Figure]) -> str:
             f"{100 * f.agreement:.1f} %",
             f"{100 * f.pool_agreement:.1f} %",
             "yes" if f.better else "no",
+            f.pool,
         )
         for f in figures
     ]

@@ -17,13 +17,8 @@ from foveate.models.distilling.pairs import Batch, Shape, logits, nearest
 from foveate.models.host import Host
 from foveate.plans.plan import keep_count
 
-POOL = "projector"
-"""The stage of pooling."""
-
-
-def pool_of(method: type[Compressor] | Compressor) -> str:
-    """The pooling that a method is held against: of a method for videos the one whose means reach over time too."""
-    return "tubelets" if method.modality == "video" else "average_pool"
+POOL, POOLS = "projector", ("average_pool", "tubelets")
+"""Stage and names of the poolings; means of the second reach over time too, of videos alone."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +31,7 @@ class Figure:
         kl, agreement: divergence from the uncompressed host in nats, and share of equal arg-maxima, of the method.
         pool_kl, pool_agreement: of pooling to as many tokens, or the number next to it that pooling can give.
         rows: inputs judged.
+        pool: which pooling.
     """
 
     keep: float
@@ -45,6 +41,7 @@ class Figure:
     pool_kl: float
     pool_agreement: float
     rows: int
+    pool: str = POOLS[0]
 
     @property
     def better(self) -> bool:
@@ -65,7 +62,8 @@ def judge(
     batch: int,
     ratios: Sequence[float] = TRAINING_RATIOS,
 ) -> list[Figure]:
-    """A figure for each ratio near which both can give equal counts; a ratio that is met twice is judged once.
+    """A figure for each ratio near which method and pooling can give equal counts; one that is met twice is judged
+    once. Of two poolings that is taken whose counts are nearer.
 
     Args:
         host: the teacher.
@@ -75,9 +73,8 @@ def judge(
         batch: rows at a time.
         ratios: wanted keep ratios.
     """
-    pool = host.make(POOL, pool_of(method))
-    methods = {(stage, method.name): method, (POOL, pool.name): pool}
     sums: dict[float, list[float]] = {}
+    rivals: dict[float, Compressor] = {}
     for start in range(0, len(lessons), batch):
         each = Batch(host, min(stage, POOL, key=STAGES.index), lessons[start : start + batch])
         answers = each.answers()
@@ -85,8 +82,12 @@ def judge(
             [(s.n, s.grid) for s in each.teacher.of_row("outside", row) if s.n] for row in range(len(each.lessons))
         ]
         both = list(zip(each.shapes, behind, strict=True))
-        met = [tuple(_common(method, pool, own, pooled, ratio) for own, pooled in both) for ratio in ratios]
-        for ratio, keeps in zip(ratios, met, strict=True):
+        frames = min(grid[0] for shapes in behind for _, grid in shapes)
+        pools = [host.make(POOL, name) for name in POOLS if host.supports(POOL, name, frames) is None]
+        tried = [_nearest(method, [rivals[ratio]] if ratio in rivals else pools, both, ratio) for ratio in ratios]
+        met = [keeps for _, keeps in tried]
+        for ratio, (pool, keeps) in zip(ratios, tried, strict=True):
+            rivals.setdefault(ratio, pool)
             rows = [row for row, keep in enumerate(keeps) if keep < 1]
             if not rows or met.index(keeps) != ratios.index(ratio):
                 continue
@@ -95,7 +96,7 @@ def judge(
             found = sums.setdefault(ratio, [0.0] * 8)
             found[0], found[1] = found[0] + len(rows), found[1] + places
             counts: Sequence[float] = []
-            for at, ((where, _), one) in enumerate(methods.items()):
+            for at, (where, one) in enumerate(((stage, method), (POOL, pool))):
                 alike = _alike(one, each, counts, keeps) if at and stage == "prefill" else keeps
                 p = each.student(where, one, alike)
                 kl, same = answer_losses(logits(p, answers, rows), theirs, length)
@@ -106,7 +107,16 @@ def judge(
                     counts = counts if stage == "prefill" else p.counts[stage]
                     found[6] += sum(keeps[row] for row in rows)
                     found[7] += sum(counts[row] for row in rows)
-    return [_figure(*found) for _, found in sorted(sums.items())]
+    return [_figure(*found, pool=rivals[ratio].name) for ratio, found in sorted(sums.items())]
+
+
+def _nearest(
+    method: Compressor, pools: Sequence[Compressor], both: Sequence[tuple[list[Shape], list[Shape]]], wanted: float
+) -> tuple[Compressor, tuple[float, ...]]:
+    """The pooling whose counts are nearest to a ratio, and the keep ratio of each row; of equally near ones the
+    first."""
+    tried = [(pool, tuple(_common(method, pool, own, pooled, wanted) for own, pooled in both)) for pool in pools]
+    return min(tried, key=lambda each: sum(abs(keep - wanted) for keep in each[1]))
 
 
 def _common(method: Compressor, pool: Compressor, own: list[Shape], pooled: list[Shape], wanted: float) -> float:
@@ -124,8 +134,16 @@ def _alike(pool: Compressor, batch: Batch, counts: Sequence[float], keeps: Seque
 
 
 def _figure(
-    rows: float, places: float, kl: float, same: float, pool_kl: float, pool_same: float, keep: float, count: float
+    rows: float,
+    places: float,
+    kl: float,
+    same: float,
+    pool_kl: float,
+    pool_same: float,
+    keep: float,
+    count: float,
+    pool: str,
 ) -> Figure:
     """From sums to means."""
     means = (kl / places, same / places, pool_kl / places, pool_same / places)
-    return Figure(keep / rows, count / rows, *means, rows=int(rows))
+    return Figure(keep / rows, count / rows, *means, rows=int(rows), pool=pool)

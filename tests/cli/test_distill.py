@@ -38,7 +38,7 @@ def test_a_method_is_trained_judged_and_found_by_other_verbs(call, trained, phot
     got = call("distill", *argv, "--steps-b", 2, "--held-out", 3)
     path = model / "foveate" / "projector-ldpv2.safetensors"
     assert got.status == 0 and str(path) in got.out and path.is_file()
-    assert "KL average_pool" in got.out and "agrees ldpv2" in got.out
+    assert "KL pooling" in got.out and "agrees ldpv2" in got.out
     assert list((work / "tb").iterdir()) and (work / "checkpoint.pt").is_file()
     assert json.loads(call(*ask).out)["tokens"]["projector"] == 4
     shutil.copytree(path.parent, tmp_path / "elsewhere")

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from noise_lessons import Noise
 from PIL import Image
 
+from foveate.compressors.learned import untrained
 from foveate.compressors.registry import make
 from foveate.models import learned, load_host
-from foveate.models.distilling.judge import Figure, judge, pool_of
+from foveate.models.distilling.judge import Figure, judge
 from foveate.models.distilling.lessons import FileLessons, TaskLessons
 from foveate.models.distilling.losses import Reconstructor, answer_losses, feature_loss
 from foveate.models.distilling.pairs import Batch, drawn, nearest
@@ -351,10 +352,9 @@ class TestLessons:
             FileLessons(tmp_path / "bad.jsonl", report=lambda line: None).lesson(0, 0)
 
 
-def test_methods_for_videos_are_held_against_means_that_reach_over_time():
-    assert pool_of(make("projector", "ldpv2")) == pool_of(make("encoder", "qg_vtc")) == "average_pool"
-    assert pool_of(make("projector", "storm")) == pool_of(make("prefill", "video_xl")) == "tubelets"
-    grid = (8, 6, 6)
-    for name in ("stc_connector", "video_xl_pro", "storm", "pvc", "inti"):
-        counts = set(make("projector", name).reachable(grid)) - {288}
-        assert counts & set(make("projector", "tubelets").reachable(grid)), name
+def test_what_reaches_over_time_is_held_against_pooling_that_does(fresh):
+    films = TaskLessons(["video"]).held_out(2)
+    for name, wanted in (("ldpv2", "average_pool"), ("video_xl_pro", "tubelets")):
+        method = untrained(make("projector", name), fresh.widths, fresh.matrices())
+        found = judge(fresh, "projector", method, films, 2)
+        assert wanted in [figure.pool for figure in found] and all(figure.rows == 2 for figure in found)
