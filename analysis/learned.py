@@ -62,7 +62,8 @@ def page(folder: str | Path, model: str) -> str:
         "|---" * 2 + "|---:" * (len(HEAD) - 2) + "|",
     ]
     for method, parameters, told in found:
-        steps = f"{told['steps_a']} + {told['steps_b']}"
+        taken = told["steps_a"] if "features" in told["recipe"] else 0
+        steps = f"{taken} + {told['steps_b']}"
         first: Sequence[Any] = (method, parameters, steps, told["batch"], f"{told.get('rate', 1.0):g}")
         for each in (Figure(**figure) for figure in told["figures"]):
             own = f"**{each.kl:.3f}**" if each.better else f"{each.kl:.3f}"
