@@ -1,12 +1,17 @@
-"""How much compression each regime of videos bears, and that those in which little moves bear more.
+"""How much compression each regime of videos bears, and whether those in which little moves bear more.
 
-For every method and regime of a bench, the factor by which tokens can be cut until a given part of the uncompressed
-accuracy is lost: 1 over the keep ratio of `bench.keep_at_loss`, linear between the ratios measured. Beside it stands
-how much moves in the regime's videos: the share of patches that differ from the frame before by more than noise does.
+For every method and regime of some benches, the largest cut that costs at most a given part of the uncompressed
+accuracy: 1 over the smallest keep ratio measured at which no more is lost. Beside it stands how much moves in the
+regime's videos: the share of patches that differ from the frame before by more than noise does.
 
-    foveate bench --model reference-video --tasks video,long-video --stage outside,projector --methods dtd,evs \\
-        --ratios 0.5,0.25,0.14,0.1,0.05 --rounds 0 --out runs/bench_bearing
-    python -m foveate.analysis.bearing --bench runs/bench_bearing --out docs/bench/bearing.md
+    foveate bench --model reference-video --tasks video --stage projector --methods dtd,evs --n 40 --rounds 0 \\
+        --ratios 0.75,0.5,0.35,0.25,0.18,0.14 --out runs/bench_short
+    foveate bench --model reference-video --tasks long-video --stage projector --methods dtd,evs --n 40 --rounds 0 \\
+        --ratios 0.5,0.25,0.14,0.07,0.04,0.02 --out runs/bench_long
+    python -m foveate.analysis.bearing --bench runs/bench_short,runs/bench_long --out docs/bench/bearing.md
+
+Long videos stand in a bench of their own, since a bench leaves out a ratio that one of its inputs cannot have, and
+methods that keep the first frame whole cannot go below it.
 """
 
 from __future__ import annotations
@@ -20,7 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-from foveate.analysis.bench import Row, keep_at_loss, rows_of
+from foveate.analysis.bench import Row, rows_of
+from foveate.plans.plan import UNCOMPRESSED
 from foveate.rollouts.table import Table
 from foveate.tasks.registry import regime_sample
 
@@ -48,32 +54,46 @@ def moving(regime: str, split: str, n: int) -> float:
 
 
 def factors(rows: Sequence[Row], points: float) -> dict[tuple[str, str], dict[str, float]]:
-    """(stage, method) -> regime -> how many times fewer tokens cost `points` of its accuracy."""
-    methods = {
-        (stage, choice.method): None for row in rows for stage, choice in row.plan.active if not row.plan.is_blind
-    }
-    return {
-        key: {regime: 1 / keep_at_loss(rows, regime, *key, points) for regime in rows[0].regimes} for key in methods
-    }
+    """(stage, method) -> regime -> how many times fewer tokens cost at most `points` of its accuracy; 1 = none do."""
+    whole = next(row.regimes for row in rows if row.plan == UNCOMPRESSED)
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for row in rows:
+        for stage, choice in row.plan.active if not row.plan.is_blind else ():
+            borne = found.setdefault((stage, choice.method), dict.fromkeys(whole, 1.0))
+            for regime, (accuracy, *_) in row.regimes.items():
+                if accuracy >= whole[regime][0] - points - 1e-9:
+                    borne[regime] = max(borne[regime], 1 / choice.keep)
+    return found
 
 
 def mean(values: Sequence[float]) -> float:
-    """Geometric."""
-    return math.exp(float(np.mean(np.log(values))))
+    """Geometric; not a number where there are none."""
+    return math.exp(math.fsum(map(math.log, values)) / len(values)) if values else math.nan
 
 
-def page(rows: Sequence[Row], moved: Mapping[str, float], points: float, asked: str, commands: Sequence[str]) -> str:
+def cell(value: float) -> str:
+    """A number of the table; "-" where it is none."""
+    return "-" if math.isnan(value) else f"{value:.1f}"
+
+
+def page(tables: Sequence[Sequence[Row]], moved: Mapping[str, float], points: float, asked: str, command: str) -> str:
     """The Markdown page.
 
     Args:
-        rows: of a bench, the uncompressed plan first.
+        tables: rows of each bench; where several have a regime the last one counts.
         moved: regime -> see `moving`.
         points: see `factors`.
         asked: the inputs, in words.
-        commands: that made it, in order.
+        command: that made it.
     Raises:
         ValueError: no regime stands still, or none is fast.
     """
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    whole: dict[str, float] = {}
+    for rows in tables:
+        whole |= {regime: accuracy for regime, (accuracy, *_) in rows[0].regimes.items()}
+        for key, each in factors(rows, points).items():
+            found[key] = found.get(key, {}) | each
     order = sorted(moved, key=lambda regime: moved[regime])
     still = [regime for regime in order if moved[regime] <= STILL]
     fast = [regime for regime in order if moved[regime] >= FAST]
@@ -84,24 +104,24 @@ def page(rows: Sequence[Row], moved: Mapping[str, float], points: float, asked: 
     lines = [
         "# How much compression each regime of videos bears",
         "",
-        f"Made by {' and '.join(f'`{command}`' for command in commands)}.",
+        f"Made by `{command}`.",
         "",
         f"* **Inputs**: {asked}.",
         f"* **Moves**: share of the 8 x 8 px patches that differ from the frame before by more than {NOISE} of 1.",
-        f"* **A factor** of 4: with a quarter of the tokens {100 * points:.0f} points of a regime's accuracy are lost;",
-        "  linear between the ratios measured, and the largest one measured where even that costs less.",
+        f"* **A factor** of 4: a quarter of the tokens costs at most {100 * points:.0f} points of a regime's accuracy,",
+        "  and no smaller share that was measured does. 1: every share measured costs more.",
         f"* **Still**: geometric mean over regimes in which at most {STILL:.0%} moves: {', '.join(still)}.",
         f"* **Fast**: over those in which at least {FAST:.0%} does: {', '.join(fast)}. **Ratio**: of the two.",
         "",
         "| method | " + " | ".join(order) + " | still | fast | ratio |",
         "|" + " --- |" * (len(order) + 4),
         "| moves, % | " + " | ".join(f"{100 * moved[regime]:.1f}" for regime in order) + " | | | |",
-        "| uncompressed, % | " + " | ".join(f"{100 * rows[0].regimes[regime][0]:.0f}" for regime in order) + " | | | |",
+        "| uncompressed, % | " + " | ".join(f"{100 * whole[regime]:.0f}" for regime in order) + " | | | |",
     ]
-    for (stage, method), each in sorted(factors(rows, points).items()):
-        a, b = (mean([each[regime] for regime in some]) for some in (still, fast))
-        cells = [f"{value:.1f}" for value in (*(each[regime] for regime in order), a, b, a / b)]
-        lines.append(f"| {stage}:{method} | " + " | ".join(cells) + " |")
+    for (stage, method), each in sorted(found.items()):
+        a, b = (mean([each[regime] for regime in some if regime in each]) for some in (still, fast))
+        values = (*(each.get(regime, math.nan) for regime in order), a, b, a / b)
+        lines.append(f"| {stage}:{method} | " + " | ".join(map(cell, values)) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -109,24 +129,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="python -m foveate.analysis.bearing", description=__doc__.split("\n")[0])
-    parser.add_argument("--bench", type=Path, required=True, metavar="FOLDER", help="that `foveate bench` wrote")
+    parser.add_argument("--bench", required=True, metavar="A,B", help="folders that `foveate bench` wrote")
     parser.add_argument("--points", type=float, default=0.05, help="accuracy that may be lost (default: 0.05)")
     parser.add_argument("--split", default="test", help="that the bench asked (default: test)")
     parser.add_argument("--n", type=int, default=24, help="videos of a regime that are looked at (default: 24)")
-    parser.add_argument("--made-by", metavar="COMMAND", help="that made the bench, for the page")
     parser.add_argument("--out", type=Path, metavar="FILE", help="Markdown (default: print)")
     args = parser.parse_args(argv)
-    path = args.bench / "table.parquet"
-    if not path.is_file():
-        raise SystemExit(f"bearing: no {path}: run `foveate bench --out {args.bench}` first")
-    table = Table.load(path)
-    regimes, numbers = np.unique(table.regimes, return_counts=True)
-    asked = ", ".join(f"{regime} {number}" for regime, number in zip(regimes, numbers, strict=True))
-    commands = [args.made_by or f"foveate bench --out {args.bench}"]
-    commands.append(shlex.join(["python", "-m", "foveate.analysis.bearing", *argv]))
+    folders = [Path(folder) for folder in args.bench.split(",")]
+    for folder in folders:
+        if not (folder / "table.parquet").is_file():
+            raise SystemExit(f"bearing: no {folder / 'table.parquet'}: run `foveate bench --out {folder}` first")
+    tables = [Table.load(folder / "table.parquet") for folder in folders]
+    numbers: dict[str, int] = {}
+    for table in tables:
+        numbers |= dict(zip(*(part.tolist() for part in np.unique(table.regimes, return_counts=True)), strict=True))
+    asked = ", ".join(f"{regime} {number}" for regime, number in sorted(numbers.items()))
+    command = shlex.join(["python", "-m", "foveate.analysis.bearing", *argv])
     try:
-        moved = {regime: moving(regime, args.split, args.n) for regime in regimes.tolist()}
-        text = page(rows_of(table), moved, args.points, asked, commands)
+        moved = {regime: moving(regime, args.split, args.n) for regime in numbers}
+        text = page([rows_of(table) for table in tables], moved, args.points, asked, command)
     except ValueError as error:
         raise SystemExit(f"bearing: {error}") from None
     if args.out is None:

@@ -31,18 +31,21 @@ def test_next_to_nothing_moves_in_an_idle_video_and_much_where_the_camera_pans()
         bearing.moving("counting", "test", 1)
 
 
-def test_a_factor_is_one_over_the_keep_ratio_at_which_the_points_are_lost():
-    found = bearing.factors(ROWS, 0.05)
-    assert found == {("projector", "dtd"): {"idle": 10.0, "panning": pytest.approx(1 / 0.75)}}
+def test_a_factor_is_one_over_the_smallest_keep_ratio_that_costs_no_more():
+    assert bearing.factors(ROWS, 0.05) == {("projector", "dtd"): {"idle": 10.0, "panning": 1.0}}
+    assert bearing.factors(ROWS, 0.1) == {("projector", "dtd"): {"idle": 10.0, "panning": 2.0}}
 
 
 def test_the_page_puts_still_regimes_first_and_gives_the_ratio():
-    page = bearing.page(ROWS, {"panning": 0.3, "idle": 0.01}, 0.05, "idle 4, panning 4", ["foveate bench"])
-    assert "| method | idle | panning | still | fast | ratio |" in page
-    assert "| projector:dtd | 10.0 | 1.3 | 10.0 | 1.3 | 7.5 |" in page
-    assert "| uncompressed, % | 100 | 90 | | | |" in page
-    with pytest.raises(ValueError, match="regimes: 1 in which at most 4% moves, 0 with 10% or more"):
-        bearing.page(ROWS, {"panning": 0.05, "idle": 0.01}, 0.05, "", [])
+    moved = {"panning": 0.3, "idle": 0.01, "idle32": 0.005}
+    longer = [row(UNCOMPRESSED, idle32=0.9), row(dtd(0.05), idle32=0.9), row(Plan.of(projector=("evs", 0.5)), idle32=0)]
+    page = bearing.page([ROWS, longer], moved, 0.1, "idle 4, panning 4", "python -m foveate.analysis.bearing")
+    assert "| method | idle32 | idle | panning | still | fast | ratio |" in page
+    assert "| projector:dtd | 20.0 | 10.0 | 2.0 | 14.1 | 2.0 | 7.1 |" in page
+    assert "| projector:evs | 1.0 | - | - | 1.0 | - | - |" in page
+    assert "| uncompressed, % | 90 | 100 | 90 | | | |" in page
+    with pytest.raises(ValueError, match="regimes: 2 in which at most 4% moves, 0 with 10% or more"):
+        bearing.page([ROWS, longer], moved | {"panning": 0.05}, 0.1, "", "")
 
 
 def test_a_folder_without_a_bench_is_named(tmp_path):
