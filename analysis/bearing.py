@@ -4,11 +4,13 @@ For every method and regime of some benches, the largest cut that costs at most 
 accuracy: 1 over the smallest keep ratio measured at which no more is lost. Beside it stands how much moves in the
 regime's videos: the share of patches that differ from the frame before by more than noise does.
 
-    foveate bench --model reference-video --tasks video --stage projector --methods dtd,evs --n 40 --rounds 0 \\
-        --ratios 0.75,0.5,0.35,0.25,0.18,0.14 --out runs/bench_short
-    foveate bench --model reference-video --tasks long-video --stage projector --methods dtd,evs --n 40 --rounds 0 \\
-        --ratios 0.5,0.25,0.14,0.07,0.04,0.02 --out runs/bench_long
-    python -m foveate.analysis.bearing --bench runs/bench_short,runs/bench_long --out docs/bench/bearing.md
+    foveate bench --model reference-video --tasks video,long-video --stage projector \\
+        --methods dtd,evs,vidcom2,dycoke --ratios 0.75,0.5,0.35,0.25,0.18,0.14,0.1,0.07,0.05,0.03 \\
+        --n 40 --rounds 0 --out runs/bench_bearing
+    foveate bench --model reference-video --tasks long-video --stage projector \\
+        --methods dtd,evs,vidcom2,dycoke --ratios 0.75,0.5,0.25,0.18,0.14,0.1,0.07,0.05,0.04,0.03,0.02 \\
+        --n 40 --rounds 0 --out runs/bench_long
+    python -m foveate.analysis.bearing --bench runs/bench_bearing,runs/bench_long --out docs/bench/bearing.md
 
 Long videos stand in a bench of their own, since a bench leaves out a ratio that one of its inputs cannot have, and
 methods that keep the first frame whole cannot go below it.
@@ -104,7 +106,7 @@ def page(tables: Sequence[Sequence[Row]], moved: Mapping[str, float], points: fl
     lines = [
         "# How much compression each regime of videos bears",
         "",
-        f"Made by `{command}`.",
+        f"Made by `{command}` from benches as the head of `analysis/bearing.py` has them.",
         "",
         f"* **Inputs**: {asked}.",
         f"* **Moves**: share of the 8 x 8 px patches that differ from the frame before by more than {NOISE} of 1.",
