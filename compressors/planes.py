@@ -63,10 +63,12 @@ def placeless(x: Tensor) -> Resampled:
 
 
 def standing(x: Tensor, place: Tensor, lattice: tuple[int, int], tokens: Tokens) -> Resampled:
-    """New tokens (B, M, D), the m-th where place m (M,) of a lattice lies in the one frame that they were made of."""
+    """New tokens (B, M, D), the m-th of which stands at place m (M,) of a lattice, in raster order of these places;
+    each takes the position there in the one frame that they were made of."""
+    order = place.argsort(stable=True)
     row, column = (middles(new, old, place.device) for new, old in zip(lattice, tokens.grid[1:], strict=True))
     position = row[place // lattice[1]] * tokens.grid[2] + column[place % lattice[1]]
-    return Resampled(x, position.expand(len(x), -1))
+    return Resampled(x[:, order], position[order].expand(len(x), -1))
 
 
 def middles(cells: int, length: int, device: torch.device) -> Tensor:

@@ -60,7 +60,7 @@ class Network(nn.Module):
         self.register_buffer("marks", self.places[order] * share.unsqueeze(1), persistent=False)
 
     def forward(self, x: Tensor, size: tuple[int, int], m: int) -> Tensor:
-        """(B, H W, C) of a grid of this size -> (B, m, D)."""
+        """(B, H W, C) of a grid of this size -> (B, m, D), in the order of the queries."""
         places, queries, marks = stretched(self.places, self.lattice, size), self.queries[:m], self.marks[:m]
         if self.published:
             query = self.norm_q(queries + marks)
@@ -68,8 +68,7 @@ class Network(nn.Module):
         else:
             query = self.norm_q(queries) + marks
             key = self.norm_k(x) + places if self.content else places.expand_as(x)
-        y = self.project(self.attention(query.expand(len(x), -1, -1), key, self.norm_v(x)))
-        return y[:, self.order[:m].argsort()]
+        return self.project(self.attention(query.expand(len(x), -1, -1), key, self.norm_v(x)))
 
 
 @register
@@ -140,7 +139,7 @@ class Mqt(Learned, Resampler):
         x, network = self.run(tokens.x, tokens.grid[1:], count), self.loaded
         if network.published:
             return placeless(x)
-        return standing(x, network.order[:count].sort().values, network.lattice, tokens)
+        return standing(x, network.order[:count], network.lattice, tokens)
 
     def flops(self, n: int, count: int, dim: int, *, key_dim: int = 0, heads: int = 1, text: int = 0) -> int:
         network = self.loaded

@@ -85,13 +85,13 @@ class Network(nn.Module):
         self.project = nn.Linear(width, out)
         drawn(self)
         nn.init.normal_(self.queries, std=0.02)
-        self.around, self.content, order = around, None, torch.arange(queries)
+        self.around, self.content = around, None
         if around is not None:
             self.content = nn.Parameter(torch.zeros(source))
-            every = spread(*around)
-            order = every[order % len(every)]  # a small grid has fewer places
+            order = spread(*around)
+            order = order[torch.arange(queries) % len(order)]  # a small grid has fewer places
+            self.register_buffer("order", order, persistent=False)
             self._look_around(sincos(*around, source)[order], projector)
-        self.register_buffer("order", order, persistent=False)
 
     @torch.no_grad()
     def _look_around(self, marks: Tensor, projector: Projector) -> None:
@@ -112,14 +112,14 @@ class Network(nn.Module):
         copy_product(self.project, projector)
 
     def forward(self, x: Tensor, places: Tensor | None, m: int) -> Tensor:
-        """(B, N, C), positions of their places alike, -> (B, m, D)."""
+        """(B, N, C), positions of their places alike, -> (B, m, D), in the order of the queries."""
         value = self.norm_in(x)
         key = value if self.content is None else value * self.content
         key = key if places is None else key + places
         state = self.norm_queries(self.queries[:m]).expand(len(x), -1, -1)
         for layer in self.layers:
             state = layer(state, key, value)
-        return self.project(state)[:, self.order[:m].argsort(stable=True)]
+        return self.project(state)
 
     def flops(self, m: int, n: int) -> int:
         """Of m queries and n tokens."""
@@ -194,7 +194,7 @@ class QFormer(Learned, Resampler):
         x = self.run(tokens.x, self.places_of(tokens) if self.places else None, count)
         if self.loaded.around is None:
             return placeless(x)
-        return standing(x, self.loaded.order[:count].sort().values, self.loaded.around, tokens)
+        return standing(x, self.loaded.order[:count], self.loaded.around, tokens)
 
     def places_of(self, tokens: Tokens) -> Tensor:
         """(B, N, C) positions of the tokens' places, zeros where there is none."""
