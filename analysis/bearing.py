@@ -28,11 +28,11 @@ from pathlib import Path
 import numpy as np
 
 from foveate.analysis.bench import Row, rows_of
+from foveate.controller.motion import patches
 from foveate.plans.plan import UNCOMPRESSED
 from foveate.rollouts.table import Table
 from foveate.tasks.registry import regime_sample
 
-PATCH = 8  # pixels
 NOISE = 0.05
 """Mean absolute step of a patch, of 1, up to which it counts as standing still."""
 
@@ -48,10 +48,7 @@ def moving(regime: str, split: str, n: int) -> float:
         if clip is None:
             raise ValueError(f"{regime}: shows no videos")
         step = np.abs(np.diff(clip.frames.astype(np.float32) / 255, axis=0)).mean(-1)
-        t, height, width = step.shape
-        cut = step[:, : height // PATCH * PATCH, : width // PATCH * PATCH]
-        cells = cut.reshape(t, height // PATCH, PATCH, width // PATCH, PATCH).mean(axis=(2, 4))
-        shares.append((cells > NOISE).mean())
+        shares.append((patches(step) > NOISE).mean())
     return float(np.mean(shares))
 
 

@@ -58,8 +58,8 @@ def time_features(frames: np.ndarray) -> np.ndarray:
     some = np.ascontiguousarray(frames[:, ::step, ::step])
     moved = np.abs(np.diff(some.astype(np.float32) @ _LUMA, axis=0))
     pace = moved.mean(axis=(1, 2))
-    patches = _patches(moved)
-    still = np.count_nonzero(patches < STILL) / patches.size
+    means = patches(moved)
+    still = np.count_nonzero(means < STILL) / means.size
     cuts = math.log2(1 + np.count_nonzero(_in_common(some) < IN_COMMON)) / 6
     return np.clip(np.asarray([pace.mean(), 2 * pace.std(), still, cuts, length], np.float32), 0.0, 1.0)
 
@@ -96,7 +96,7 @@ def _array(one: Any) -> Any:
     return pixels if isinstance(pixels, np.ndarray) else np.asarray(pixels)
 
 
-def _patches(values: np.ndarray) -> np.ndarray:
+def patches(values: np.ndarray) -> np.ndarray:
     """Means of (n, h, w) over 8 x 8 patches, those at the right and lower edge smaller."""
     for axis in (1, 2):
         starts = np.arange(0, values.shape[axis], CELL)
