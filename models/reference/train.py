@@ -273,8 +273,8 @@ def follow(kind: type[Run], settings: Common, only_export: bool) -> None:
         print(f"{run.weights}: stage {run.stage}, step {run.step}, {run.seconds / 3600:.2f} hours of training")
         return
     last = run.stages[-1]
-    if (run.stage, run.step) == (last, getattr(settings, last)):
-        print(f"train: all {run.step} steps of stage {last} are taken; --{last} gives more")
+    if run.stage == last and run.step >= getattr(settings, last):
+        print(f"train: {run.step} steps of stage {last} are taken; a larger --{last} gives more")
     while True:
         run.train_stage()
         if not run.next_stage():

@@ -2,7 +2,7 @@
 
     python -m foveate.models.reference_video.train --out runs/reference-video             # resumable: run it again
     python -m foveate.models.reference_video.train --out runs/reference-video --export    # -> the package's weights
-    python -m foveate.models.reference_video.train --out runs/more --start package --video 4000   # go on from them
+    python -m foveate.models.reference_video.train --out runs/more --start package --video 8000   # go on from them
 
 It starts from the package's weights of the reference model and goes on with videos of eight frames, some of sixteen,
 and pictures at the same size; in half of the steps with videos the decoder is shown a part of the tokens (`thinning`).
