@@ -8,6 +8,7 @@ would mean nothing.
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,9 +72,11 @@ def bench_plans(
     ratios: Sequence[float] = RATIOS,
     methods: Sequence[str] | None = None,
     shapes: Sequence[PromptShape] = (),
+    nearest: bool = False,
 ) -> tuple[list[Plan], dict[str, str]]:
     """All one-stage plans that the host can run on a usual row and on rows of these shapes, and label -> reason for the
-    rest; the uncompressed plan first, the blind one last. Where all of these are videos, the usual row is left out."""
+    rest; the uncompressed plan first, the blind one last. Where all of these are videos, the usual row is left out.
+    `nearest`: a method that cannot give a ratio stands at the nearest one that it can."""
     plans, refused, tried = [UNCOMPRESSED], {}, with_usual(host, shapes)
     frames = min(shape.frames for shape in tried)
     for stage, name in sorted(COMPRESSORS, key=lambda key: (STAGES.index(key[0]), key[1])):
@@ -82,16 +85,39 @@ def bench_plans(
         reason = host.supports(stage, name, frames)
         for ratio in ratios if reason is None else ():
             plan = Plan.of(**{stage: (name, ratio)})
-            try:
-                for shape in tried:
-                    host.forecast(plan, shape)
-            except ValueError as error:
-                refused[plan.label()] = str(error)
-            else:
+            error = refusal(host, plan, tried)
+            if error is not None and nearest:
+                plan = nearest_plan(host, stage, name, ratio, tried) or plan
+                error = refusal(host, plan, tried)
+            if error is not None:
+                refused[plan.label()] = error
+            elif plan not in plans:
                 plans.append(plan)
         if reason is not None:
             refused[f"{stage}:{name}"] = reason
     return [*plans, BLIND], refused
+
+
+def refusal(host: Host, plan: Plan, shapes: Sequence[PromptShape]) -> str | None:
+    """Why the host cannot run a plan on rows of these shapes; None = it can."""
+    try:
+        for shape in shapes:
+            host.forecast(plan, shape)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def nearest_plan(host: Host, stage: str, name: str, ratio: float, shapes: Sequence[PromptShape]) -> Plan | None:
+    """The plan of one method whose ratio is the fewest times larger or smaller than this one, of those that the host
+    can run on rows of all these shapes; of two the smaller. None = there is none."""
+    n = max(max(host.forecast(UNCOMPRESSED, shape).tokens.values()) for shape in shapes)
+    keeps = {round(count / n, 4) for count in range(1, n)} - {0.0}
+    for keep in sorted(keeps, key=lambda keep: (abs(math.log(keep / ratio)), keep)):
+        plan = Plan.of(**{stage: (name, keep)})
+        if refusal(host, plan, shapes) is None:
+            return plan
+    return None
 
 
 def rows_of(

@@ -54,10 +54,14 @@ def stage_plans(
     ratios: Sequence[float] = RATIOS,
     methods: Sequence[str] | None = None,
     shapes: Sequence[PromptShape] = (),
+    nearest: bool = False,
 ) -> tuple[list[Plan], dict[str, str]]:
     """The plans of some stages and their controls that a host can run; and label -> reason for those of the stages that
-    it cannot. Arguments: as of `bench_plans`."""
-    chosen, refused = bench_plans(host, stages, ratios, methods, shapes)
+    it cannot. Arguments: as of `bench_plans`; where a method stands at another ratio, `random` does so too."""
+    chosen, refused = bench_plans(host, stages, ratios, methods, shapes, nearest)
+    others = {choice.keep for plan in chosen[1:-1] for _, choice in plan.active} - set(ratios)
+    for stage in dict.fromkeys(("outside", *stages)) if others else ():
+        chosen += bench_plans(host, (stage,), sorted(others), ("random",), shapes)[0]
     for stage in stages if methods is not None else ():
         chosen += bench_plans(host, (stage,), ratios, OWN_CONTROLS, shapes)[0]
     for stage, name in CONTROLS:
@@ -152,7 +156,7 @@ def page(
         stages: in the order of the sections.
         host: the model.
         table: what the rows were made from.
-        header: command, seed, rounds, batches.
+        header: command, seed, rounds, batches, nearest.
         refused: label -> reason, see `stage_plans`.
     """
     regimes, numbers = np.unique(table.regimes, return_counts=True)
@@ -173,6 +177,8 @@ def page(
         "* **Mean**: exact match in percent, every regime alike. **Against random**: points above `random` at the same",
         "  ratio, at the same stage or else outside; 95 % intervals, paired bootstrap by scene family.",
     ]
+    if header.get("nearest"):
+        lines += ["* **Ratios**: a method that cannot give one stands at the nearest that it can, and `random` too."]
     if set(stages) & set(DECODED):
         lines += [
             f"* **First, token** (b: rows of a batch): time to the first token and for each of {TOKENS} behind it, as",

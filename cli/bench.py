@@ -29,6 +29,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", "--stages", dest="stages", **stages)
     parser.add_argument("--methods", metavar="A,B", help="methods (default: all), beside the controls")
     parser.add_argument("--ratios", default="0.75,0.5,0.25,0.11,0.06", metavar="A,B", help="keep ratios")
+    parser.add_argument(
+        "--nearest", action="store_true", help="a method that cannot give a ratio stands at the nearest that it can"
+    )
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="Ray actors; 0 = in this process (default)")
     parser.add_argument(
         "--rounds", type=int, default=5, metavar="N", help="times each plan is timed; 0 = not (default: 5)"
@@ -56,7 +59,9 @@ def main(args: argparse.Namespace) -> int:
     batches = read_counts("--batches", args.batches)
     inputs = data.inputs_of(args)
     host = open_model(args.model, args.dtype, args.device, args.learned)
-    found = run(host, inputs, args.out, stages, ratios, methods, args.rounds, args.workers, args.seed, batches)
+    found = run(
+        host, inputs, args.out, stages, ratios, methods, args.rounds, args.workers, args.seed, batches, args.nearest
+    )
     print(markdown(found.rows))
     if more := times(found.rows):
         print(more)
@@ -65,6 +70,7 @@ def main(args: argparse.Namespace) -> int:
     files = [f"{args.out}/{name}" for name in ("bench.csv", "bench.png", "table.parquet")]
     if args.markdown is not None:
         header = {"command": command(args), "rounds": args.rounds, "batches": batches, "seed": args.seed}
+        header["nearest"] = args.nearest
         write_page(Path(args.markdown), found, stages, host, header)
         files.append(args.markdown)
     print(", ".join(files))
@@ -77,6 +83,7 @@ def command(args: argparse.Namespace) -> str:
     for name in ("model", "learned", "stages", "methods", "ratios", "rounds", "batches", "split", "n", "seed"):
         value = getattr(args, name)
         said += [] if value is None else [f"--{'stage' if name == 'stages' else name}", str(value)]
+    said += ["--nearest"] if args.nearest else []
     return shlex.join([*said, *(("--tasks", args.tasks) if args.jsonl is None else ("--jsonl", args.jsonl))])
 
 
@@ -127,6 +134,7 @@ def run(
     workers: int = 0,
     seed: int = 0,
     batches: Sequence[int] = (1,),
+    nearest: bool = False,
 ) -> Found:
     """Runs the bench and writes its files into `out`. What they hold already is not run again.
 
@@ -140,7 +148,7 @@ def run(
 
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    plans, refused = staged.stage_plans(host, stages, ratios, methods, layouts(host, inputs))
+    plans, refused = staged.stage_plans(host, stages, ratios, methods, layouts(host, inputs), nearest)
     table = staged.grown(host, inputs, plans, out / "table.parquet", workers)
     walls = None
     if rounds:

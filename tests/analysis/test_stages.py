@@ -56,6 +56,16 @@ def test_on_videos_methods_for_videos_are_benched_and_frames_are_a_control(host,
     assert "input:frames@0.5" not in labels(still) and "is for videos" in refused["projector:meteor"]
 
 
+def test_a_ratio_that_a_method_cannot_give_becomes_the_nearest_it_can_with_random_beside_it(host):
+    asked = (host, ("projector",), (0.5, 0.2), ("average_pool",))
+    plans, refused = stages.stage_plans(*asked)
+    assert {"projector:average_pool@0.5", "projector:average_pool@0.2"} <= set(refused)
+    plans, refused = stages.stage_plans(*asked, nearest=True)
+    pooled = [plan["projector"].keep for plan in plans if plan["projector"].method == "average_pool"]
+    assert not refused and pooled == [0.5625, 0.25]
+    assert all(Plan.of(outside=("random", keep)) in plans for keep in (0.5, 0.2, *pooled))
+
+
 def test_a_choice_of_methods_leaves_the_controls(host):
     plans, _ = stages.stage_plans(host, ("prefill",), (0.5,), ("fastv",))
     wanted = [
