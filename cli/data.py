@@ -20,7 +20,10 @@ TASKS = ("scenes", "reading", "documents", "charts", "digits", "pictures")
 def arguments(parser: argparse.ArgumentParser, split: str, n: int, unit: str = "samples") -> None:
     """Declares --tasks, --split, --n, --jsonl, --images and --seed; `unit`: what --n counts."""
     parser.add_argument(
-        "--tasks", default=",".join(TASKS), metavar="A,B", help=f"built-in tasks (default: {','.join(TASKS)})"
+        "--tasks",
+        default=",".join(TASKS),
+        metavar="A,B",
+        help=f"built-in tasks or single regimes of them (default: {','.join(TASKS)})",
     )
     parser.add_argument("--split", default=split, choices=SPLITS, help=f"their split (default: {split})")
     parser.add_argument("--n", type=int, default=n, metavar="N", help=f"{unit} (default: {n})")

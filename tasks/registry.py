@@ -23,21 +23,31 @@ TASKS: dict[str, Task] = {task.name: task for task in BUILT_IN}
 
 
 def get_task(name: str) -> Task:
-    """The task called `name`.
+    """The task called `name`, or else the one that has a regime of that name.
 
     Raises:
         ValueError: there is none; near names are listed.
     """
-    if name not in TASKS:
-        near = difflib.get_close_matches(name, TASKS) or sorted(TASKS)
-        raise ValueError(f"task {name!r} is unknown, did you mean {' or '.join(near)}?")
-    return TASKS[name]
+    if name in TASKS:
+        return TASKS[name]
+    for task in TASKS.values():
+        if name in task.regimes:
+            return task
+    known = sorted({*TASKS, *(regime for task in TASKS.values() for regime in task.regimes)})
+    near = difflib.get_close_matches(name, known) or sorted(TASKS)
+    raise ValueError(f"task {name!r} is unknown, did you mean {' or '.join(near)}?")
 
 
 def regimes(tasks: Sequence[str] | None = None) -> tuple[str, ...]:
-    """The regimes of the named tasks (default: every task that is usable here), in registry order."""
-    chosen = [get_task(name) for name in tasks] if tasks is not None else TASKS.values()
-    return tuple(regime for task in chosen if tasks is not None or task.available() is None for regime in task.regimes)
+    """Regimes, each once: those of the tasks named, and those that are named themselves; None = of every task that is
+    usable here, in registry order. Raises: ValueError, see `get_task`."""
+    if tasks is None:
+        return tuple(regime for task in TASKS.values() if task.available() is None for regime in task.regimes)
+    found: list[str] = []
+    for name in tasks:
+        task = get_task(name)
+        found += task.regimes if name == task.name else (name,)
+    return tuple(dict.fromkeys(found))
 
 
 def regime_sample(regime: str, split: str, index: int) -> Sample:
@@ -59,7 +69,7 @@ def iter_samples(tasks: Sequence[str], split: str, n: int, seed: int = 0) -> Ite
     """`n` samples of `split` in which every regime of `tasks` has an equal share (give or take one).
 
     Args:
-        tasks: names of tasks.
+        tasks: names of tasks or of single regimes.
         split: one of SPLITS.
         n: how many samples.
         seed: order of the regimes inside each round; the set of samples does not depend on it, bar the last round.

@@ -28,6 +28,15 @@ def test_the_registry_lists_every_task_under_its_name():
     )
 
 
+def test_a_regime_can_be_named_in_place_of_its_task():
+    assert regimes(["motion", "idle64", "reading"]) == ("motion", "idle64", "reading")
+    assert regimes(["single", "scenes"]) == ("single", "search", "counting", "relations")
+    assert get_task("tables") is TASKS["documents"]
+    shown = [sample.regime for sample in iter_samples(["tables", "motion"], "test", 4)]
+    assert sorted(shown) == ["motion", "motion", "tables", "tables"]
+    assert next(iter_samples(["tables"], "test", 1)).id == regime_sample("tables", "test", 0).id
+
+
 def test_unknown_names_list_near_ones():
     with pytest.raises(ValueError, match="task 'scene' is unknown, did you mean scenes"):
         get_task("scene")
