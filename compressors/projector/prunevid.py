@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from foveate.compressors.base import Grid, Reducer, Reduction, Tokens
 from foveate.compressors.clusters import means, summed
-from foveate.compressors.dpc_knn import clustered
+from foveate.compressors.dpc_knn import clustered, unit_scale
 from foveate.compressors.dpc_knn import flops as cluster_flops
 from foveate.compressors.frames_apart import frames_of
 from foveate.compressors.matching import rounded
@@ -44,6 +44,9 @@ class PruneVid(Reducer):
         cluster: c, 0.5 in the code; None = as it takes for `count`.
         small: with `cluster`, groups of up to so many are not merged.
         neighbours: k of the density.
+        unit: cluster features at mean square 1 in each row. The density exp(-d^2) depends on how large they are: where
+            they are far larger than those it was made for, all that is unlike its surroundings has density 0 and no
+            centre. False = as they are, as published.
     Raises:
         ValueError: `scenes` or `cluster` is outside (0, 1], `small` is below 0, `neighbours` is below 1, tokens are not
             a whole grid, or `count` is outside 1..N.
@@ -63,6 +66,7 @@ class PruneVid(Reducer):
     cluster: float | None = None
     small: int = 14
     neighbours: int = 7
+    unit: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.scenes <= 1 or (self.cluster is not None and not 0 < self.cluster <= 1):
@@ -73,6 +77,7 @@ class PruneVid(Reducer):
     def plan(self, tokens: Tokens, count: int) -> Reduction:
         x = frames_of(self.name, tokens).float()
         b, t, n, _ = x.shape
+        x = unit_scale(tokens.x).view_as(x) if self.unit else x
         scene, index = self.scene_of(x.mean(dim=2)), torch.arange(t, device=x.device).expand(b, t)
         mean, still = stillness(x, scene, most_scenes(t), self.tau)
         is_still = of_frames(still, scene)  # (B, T, N)
