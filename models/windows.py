@@ -50,8 +50,9 @@ class Summarises(Protocol):
     def window(self, n: int, frames: int) -> int:
         """Visual tokens of one window, of n that show so many frames."""
 
-    def token(self, end: Tensor) -> Tensor:
-        """(D,) the summary token, from the embedding of an end token."""
+    def summaries(self, x: Tensor, stops: Sequence[int], end: Tensor) -> Tensor:
+        """(B, m, D) the summary tokens behind those at `stops` of a window's visual tokens (B, Q, D); `end` (D,) is the
+        embedding of an end token."""
 
     def added(self, x: Tensor, layer: int, part: str) -> Tensor:
         """What a summary token's "q", "k" or "v" (B, m, width) has more; x (B, m, D) is what the projection reads."""
@@ -102,7 +103,7 @@ class Windows:
 
     def __init__(self, decoder: Decoder, method: Summarises, end: Tensor, rows: int) -> None:
         self.decoder, self.method = decoder, method
-        self.token, self.last = method.token(end), end.new_zeros(rows, 0, len(end))
+        self.end, self.last = end, end.new_zeros(rows, 0, len(end))
         self.caches = []
         for device in decoder.devices:
             keys = torch.zeros(rows, decoder.kv_heads, 0, decoder.head_dim, dtype=end.dtype, device=device)
@@ -122,10 +123,10 @@ class Windows:
 
     def window(self, x: Tensor, stops: Sequence[int]) -> None:
         """Visual tokens (B, Q, D), summary tokens behind those at `stops`, which ascend to Q - 1."""
-        b, q = x.shape[:2]
+        q = x.shape[1]
         order = torch.tensor([2 * i for i in range(q)] + [2 * i + 1 for i in stops]).argsort().to(x.device)
         at = (order >= q).nonzero()[:, 0]
-        summaries = self.token.to(x).expand(b, len(stops), -1)
+        summaries = self.method.summaries(x, stops, self.end)
         run = self._behind()
         with added(self.decoder, self.method, at) as keys:
             self.last = run.run(torch.cat([x, summaries], dim=1)[:, order])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,7 +22,7 @@ RATIOS = (2, 4, 8, 16)
 class Summary(nn.Module):
     """The summary token, and what its queries, keys and values are beside those that a layer makes of any token.
 
-    All that is added is zero at first: the token is one like others then, behind an end token's embedding.
+    All that is added is zero at first: the token is one like others then.
 
     Args:
         widths: of the host.
@@ -53,21 +54,25 @@ class VideoXL(Learned, Reducer):
 
     Paper:   Shu et al., CVPR 2025, https://arxiv.org/abs/2409.14485
     Code:    https://github.com/VectorSpaceLab/Video-XL, videoxl/model/language_model/modeling_beacon.py
-    Formula: summary token k stands behind visual token floor((k + 1) N / count) - 1; it reads E[end] + t, and in layer
-             l its q, k and v are W x + B A x, with A and B of its own for each; an entry of a window sees the words
-             before, all summary tokens of earlier windows, and what stands before it in its own; the question sees
-             words and summary tokens. Places are numbered anew, 0, 1, 2 ..., over what is there
+    Formula: summary token k stands behind visual token floor((k + 1) N / count) - 1; it reads t + the mean of the
+             visual tokens since the summary token before, and in layer l its q, k and v are W x + B A x, with A and B
+             of its own for each; an entry of a window sees the words before, all summary tokens of earlier windows, and
+             what stands before it in its own; the question sees words and summary tokens. Places are numbered anew, 0,
+             1, 2 ..., over what is there
     Shapes:  x (B, N, D) -> anchor (B, count), the token that each summary token stands behind
     Cost:    N + count entries run through every layer, attention within [what stays, one window]; each summary token 2
              R (3 D + width of q, k and v) FLOPs a layer more; keys and values of `count` entries stay
-    Differs: q, k and v of summary tokens are copies of the layer's own with a learned change of rank R, the code trains
-             full copies. One ratio for all windows, where the code's training draws one for each; a window is 4 frames
-             by default, 10 in the code. Where r does not divide the tokens, runs differ by one, and a window ends at
-             the last summary token within it. A picture is one short window. No interval follows what is shown.
+    Differs: the code's summary tokens read E[end] + t, with the embedding of an end token; in a decoder that is not
+             trained along they told little of their window (`published`). q, k and v of summary tokens are copies of
+             the layer's own with a learned change of rank R, the code trains full copies. One ratio for all windows,
+             where the code's training draws one for each; a window is 4 frames by default, 10 in the code. Where r does
+             not divide the tokens, runs differ by one, and a window ends at the last summary token within it. A picture
+             is one short window. No interval follows what is shown.
 
     Args:
         frames: of a window.
         rank: R.
+        published: summary tokens read E[end] + t.
         network: trained weights, as `build` shapes them.
     Raises:
         MissingWeights: there is no network.
@@ -84,6 +89,7 @@ class VideoXL(Learned, Reducer):
 
     frames: int = 4
     rank: int = 16
+    published: bool = False
 
     def __post_init__(self) -> None:
         for name in ("frames", "rank"):
@@ -108,9 +114,14 @@ class VideoXL(Learned, Reducer):
         """The visual tokens, of n, that summary tokens stand behind."""
         return [(k + 1) * n // count - 1 for k in range(count)]
 
-    def token(self, end: Tensor) -> Tensor:
-        """(D,) the summary token, from the embedding of an end token."""
-        return end + self.loaded.token.to(end)
+    def summaries(self, x: Tensor, stops: Sequence[int], end: Tensor) -> Tensor:
+        """The summary tokens (B, m, D) behind those at `stops` of a window's visual tokens (B, Q, D); `end` (D,) is the
+        embedding of an end token."""
+        own = self.loaded.token.to(x)
+        if self.published:
+            return (end.to(x) + own).expand(len(x), len(stops), -1)
+        runs = [after - before for before, after in zip([-1, *stops], stops, strict=False)]
+        return torch.stack([run.mean(1) for run in x[:, : stops[-1] + 1].split(runs, dim=1)], dim=1) + own
 
     def added(self, x: Tensor, layer: int, part: str) -> Tensor:
         """What a summary token's "q", "k" or "v" has more than others; x (B, m, D) is what the projection reads."""

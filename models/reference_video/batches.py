@@ -20,8 +20,9 @@ from foveate.models.reference_video.architecture import PIXELS, SIDE
 from foveate.tasks.base import Sample
 from foveate.tasks.registry import regime_sample
 
-KINDS = {"videos": 0.74, "long": 0.05, "longer": 0.03, "pictures": 0.18}  # share of the steps
-SIZES = {"videos": 1.0, "long": 0.5, "longer": 0.25, "pictures": 4.0}  # samples of a step relative to the batch size
+KINDS = {"videos": 0.64, "long": 0.1, "longer": 0.08, "longest": 0.06, "pictures": 0.12}  # share of the steps
+SIZES = {"videos": 1.0, "long": 0.5, "longer": 0.25, "longest": 0.125, "pictures": 4.0}
+"""Samples of a step relative to the batch size."""
 REGIMES = {
     "videos": {
         **{"motion": 1.2, "mover": 0.8, "panning": 1.2, "order": 1.2, "times": 2.4},
@@ -29,6 +30,7 @@ REGIMES = {
     },
     "long": {"idle16": 1.0},
     "longer": {"idle32": 1.0},
+    "longest": {"idle64": 1.0},
     "pictures": {"single": 1.0, "search": 1.0, "counting": 1.0, "relations": 1.0, "digits": 1.0},
 }  # what can be read at half the side; relative to each other
 

@@ -1,7 +1,7 @@
 """Videos with tokens left out, as the decoder of the video model learns to read them.
 
 A model that has only ever seen whole frames takes a thing whose tokens are missing for one that is gone. Models in the
-field are more robust, and some are trained so: TimeChat-Online behind its own dropping (arXiv 2504.17343). Here half of
+field are more robust, and some are trained so: TimeChat-Online behind its own dropping (arXiv 2504.17343). Here most of
 the training's videos lose tokens, in one of three ways, and keep the positions of the rest.
 """
 
@@ -15,8 +15,8 @@ from torch import Tensor
 from foveate.models.reference.architecture import PATCH
 from foveate.models.reference.batches import Batch
 
-SHARE = 0.5  # of the steps with videos
-MOST = 0.8  # keep ratio; drawn evenly from the least
+SHARE = 0.6  # of the steps with videos
+MOST = 0.8  # keep ratio; its logarithm is drawn evenly from the least's on
 FRAME, LOT = 1.15, 0.4  # the least: so many whole frames, or this share where lots are drawn
 WAYS = ("still", "still in each frame", "lot")
 """What is least different from its place a frame before goes, over all frames or the same number in each, the first
@@ -31,7 +31,8 @@ def thinned(batch: Batch, seed: int, step: int) -> Batch:
         return batch
     way = rng.choice(WAYS)
     least = LOT if way == "lot" else FRAME / batch.pixels.shape[1]
-    return batch.shown(kept(batch.pixels, way, rng.uniform(least, MOST), rng.getrandbits(32)))
+    keep = least * (MOST / least) ** rng.random()
+    return batch.shown(kept(batch.pixels, way, keep, rng.getrandbits(32)))
 
 
 def kept(pixels: Tensor, way: str, keep: float, seed: int) -> Tensor:

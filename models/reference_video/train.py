@@ -4,8 +4,9 @@
     python -m foveate.models.reference_video.train --out runs/reference-video --export    # -> the package's weights
     python -m foveate.models.reference_video.train --out runs/more --start package --video 8000   # go on from them
 
-It starts from the package's weights of the reference model and goes on with videos of eight frames, some of sixteen,
-and pictures at the same size; in half of the steps with videos the decoder is shown a part of the tokens (`thinning`).
+It starts from the package's weights of the reference model and goes on with videos of eight frames, some of up to
+sixty-four, and pictures at the same size; in most steps with videos the decoder is shown a part of the tokens
+(`thinning`).
 On a GPU, give more steps and `--batch 128`; `--device auto` picks it.
 """
 
@@ -35,7 +36,7 @@ class Settings(Common):
     """One run of `video` steps, `batch` videos each. `check`: videos a regime that are looked at on the way. `start`:
     "pictures", or "package" to go on from the package's own weights where `out` holds no checkpoint."""
 
-    video: int = 2400
+    video: int = 6000
     start: str = "pictures"
     batch: int = 16
     muon_lr: float = 2e-3

@@ -32,8 +32,8 @@ def test_windows_fed_one_at_a_time_are_one_call(hosts, film, tiny, settings, win
     q.prefill(method, 1 / ratio)
     assert torch.allclose(p.logits, q.logits, atol=1e-5) and p.stop == q.stop == "prefill"
     for mine, theirs in zip(p.caches, q.caches, strict=True):
-        assert torch.allclose(mine.keys, theirs.keys, atol=1e-5)
-        assert torch.allclose(mine.values, theirs.values, atol=1e-5)
+        assert torch.allclose(mine.keys, theirs.keys, atol=1e-4)
+        assert torch.allclose(mine.values, theirs.values, atol=1e-4)
         for name in ("visual", "position", "size", "place", "next_place"):
             kept = mine.stream.visual if name in ("position", "size") else ...
             assert torch.equal(getattr(mine.stream, name)[kept], getattr(theirs.stream, name)[kept]), name

@@ -41,11 +41,12 @@ def pair(request, folders):
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("ratio", [2, 16])
+@pytest.mark.parametrize("published", [False, True], ids=["means", "published"])
 @torch.no_grad()
-def test_windows_are_what_one_entry_after_another_gives(pair, tiny, ratio, attention):
+def test_windows_are_what_one_entry_after_another_gives(pair, tiny, published, ratio, attention):
     host, model = pair
     host.model.set_attn_implementation(attention)
-    method = windowed.video_xl(host)
+    method = windowed.video_xl(host, published=published)
     p = host.open([film(tiny)], tiny.questions[:1])
     p.prefill(method, 1 / ratio)
     before, visual, behind = embedded(p)

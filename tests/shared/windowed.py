@@ -77,7 +77,7 @@ def twin(model, method, before, visual, behind, windows, end):
         method: Video-XL with its network.
         before, visual, behind: (n, D) each, embedded.
         windows: (tokens, ratio) of each, in order.
-        end: id of the token whose embedding a summary starts from.
+        end: id of the token whose embedding a summary reads as published.
     """
     text = model.model.language_model
     memory = [[] for _ in text.layers]
@@ -88,14 +88,14 @@ def twin(model, method, before, visual, behind, windows, end):
 
     _, made = run(model, None, memory, before, ())
     keep(made, range(len(before)))
-    summary = text.embed_tokens(torch.tensor([end]))[0] + method.network.token
-    start = 0
+    published, start = text.embed_tokens(torch.tensor([end]))[0], 0
     for tokens, ratio in windows:
         entries = []
         for i in range(start, start + tokens):
             entries.append(visual[i])
             if (i - start) % ratio == ratio - 1:
-                entries.append(summary)
+                read = published if method.published else visual[i + 1 - ratio : i + 1].mean(0)
+                entries.append(read + method.network.token)
         start += tokens
         which = [i for i in range(len(entries)) if i % (ratio + 1) == ratio]
         _, made = run(model, method, memory, torch.stack(entries), which)

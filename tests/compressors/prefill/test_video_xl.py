@@ -66,11 +66,17 @@ def test_a_summary_token_stands_for_its_run_and_takes_nothing_of_its_features(ti
     assert (apply(reduction, tokens.x) == 0).all()
 
 
-def test_at_first_all_that_is_added_is_zero_and_the_token_is_an_end_token():
+def test_at_first_all_that_is_added_is_zero_and_the_token_is_the_mean_of_its_run():
     method, x, end = untrained(METHOD, WIDTHS), torch.randn(2, 5, 32), torch.randn(32)
     assert all((method.added(x, layer, part) == 0).all() for layer in range(3) for part in "qkv")
-    assert torch.equal(method.token(end), end)
+    assert torch.equal(method.summaries(x, [1, 4], end), torch.stack([x[:, :2].mean(1), x[:, 2:].mean(1)], dim=1))
     assert [method.added(x, 1, part).shape[-1] for part in "qkv"] == [32, 16, 16]
+
+
+def test_as_published_the_token_is_an_end_token_at_first():
+    method = untrained(make("prefill", "video_xl", published=True), WIDTHS)
+    x, end = torch.randn(2, 5, 32), torch.randn(32)
+    assert torch.equal(method.summaries(x, [1, 4], end), end.expand(2, 2, -1))
 
 
 def test_flops_of_what_is_added_are_those_of_its_matrix_products(matrix_flops):

@@ -158,12 +158,13 @@ class TestBatches:
 
     def test_every_kind_of_step_comes_and_holds_alike_frames(self, words_of):
         kinds = [kind_of(0, step) for step in range(200)]
-        assert set(kinds) == set(KINDS) and 120 < kinds.count("videos") < 180
+        assert set(kinds) == set(KINDS) and 110 < kinds.count("videos") < 150
         sizes = {kinds[step]: keys for step, keys in enumerate(Steps(0, 0, 60, 4))}
         assert {kind: len(keys) for kind, keys in sizes.items()} == {
             "videos": 4,
             "long": 2,
             "longer": 1,
+            "longest": 1,
             "pictures": 16,
         }
         assert all(regime in TASKS["video"].regimes for regime in REGIMES["videos"])
