@@ -4,15 +4,15 @@ For every method and regime of some benches, the largest cut that costs at most 
 accuracy: 1 over the smallest keep ratio measured at which no more is lost. Beside it stands how much moves in the
 regime's videos: the share of patches that differ from the frame before by more than noise does.
 
-    foveate bench --model reference-video --tasks video,long-video --stage projector \\
-        --methods dtd,evs,vidcom2,dycoke --ratios 0.75,0.5,0.35,0.25,0.18,0.14,0.1,0.07,0.05,0.03 \\
-        --n 40 --rounds 0 --out runs/bench_bearing
-    foveate bench --model reference-video --tasks long-video --stage projector \\
-        --methods dtd,evs,vidcom2,dycoke --ratios 0.75,0.5,0.25,0.18,0.14,0.1,0.07,0.05,0.04,0.03,0.02 \\
-        --n 40 --rounds 0 --out runs/bench_long
-    python -m foveate.analysis.bearing --bench runs/bench_bearing,runs/bench_long --out docs/bench/bearing.md
+    for inputs in video idle16 idle32 idle64; do
+        foveate bench --model reference-video --tasks $inputs --stage projector --methods dtd,evs,vidcom2,dycoke \\
+            --ratios 0.75,0.5,0.35,0.25,0.18,0.14,0.1,0.07,0.05,0.035,0.025,0.018 \\
+            --n 48 --rounds 0 --out runs/bearing/$inputs
+    done
+    python -m foveate.analysis.bearing --bench runs/bearing/video,runs/bearing/idle16,runs/bearing/idle32,\\
+        runs/bearing/idle64 --out docs/bench/bearing.md
 
-Long videos stand in a bench of their own, since a bench leaves out a ratio that one of its inputs cannot have, and
+Each length stands in a bench of its own, since a bench leaves out a ratio that one of its inputs cannot have, and
 methods that keep the first frame whole cannot go below it.
 """
 
@@ -38,6 +38,10 @@ NOISE = 0.05
 
 STILL, FAST = 0.04, 0.10
 """Regimes in which at most this share of the patches moves, and at least this one."""
+
+STANDING = ("idle64", "idle32", "idle16", "idle", "mover")
+TURNING = ("slides", "panning")
+"""Regimes by what they are: before a static camera one short event or one mover; or the whole picture changes."""
 
 
 def moving(regime: str, split: str, n: int) -> float:
@@ -100,6 +104,8 @@ def page(tables: Sequence[Sequence[Row]], moved: Mapping[str, float], points: fl
         raise ValueError(
             f"regimes: {len(still)} in which at most {STILL:.0%} moves, {len(fast)} with {FAST:.0%} or more"
         )
+    standing, turning = ([regime for regime in order if regime in some] for some in (STANDING, TURNING))
+    heads = ("still", "fast", "ratio", "standing", "turning", "ratio")
     lines = [
         "# How much compression each regime of videos bears",
         "",
@@ -111,15 +117,19 @@ def page(tables: Sequence[Sequence[Row]], moved: Mapping[str, float], points: fl
         "  and no smaller share that was measured does. 1: every share measured costs more.",
         f"* **Still**: geometric mean over regimes in which at most {STILL:.0%} moves: {', '.join(still)}.",
         f"* **Fast**: over those in which at least {FAST:.0%} does: {', '.join(fast)}. **Ratio**: of the two.",
+        f"* **Standing**: over those with a static camera and one short event or one mover: {', '.join(standing)}.",
+        f"* **Turning**: over those in which the whole picture changes: {', '.join(turning)}.",
         "",
-        "| method | " + " | ".join(order) + " | still | fast | ratio |",
-        "|" + " --- |" * (len(order) + 4),
-        "| moves, % | " + " | ".join(f"{100 * moved[regime]:.1f}" for regime in order) + " | | | |",
-        "| uncompressed, % | " + " | ".join(f"{100 * whole[regime]:.0f}" for regime in order) + " | | | |",
+        "| method | " + " | ".join((*order, *heads)) + " |",
+        "|" + " --- |" * (len(order) + len(heads) + 1),
+        "| moves, % | " + " | ".join(f"{100 * moved[regime]:.1f}" for regime in order) + " |" * (len(heads) + 1),
+        "| uncompressed, % | " + " | ".join(f"{100 * whole[regime]:.0f}" for regime in order) + " |" * (len(heads) + 1),
     ]
     for (stage, method), each in sorted(found.items()):
-        a, b = (mean([each[regime] for regime in some if regime in each]) for some in (still, fast))
-        values = (*(each.get(regime, math.nan) for regime in order), a, b, a / b)
+        values = [each.get(regime, math.nan) for regime in order]
+        for pair in ((still, fast), (standing, turning)):
+            a, b = (mean([each[regime] for regime in some if regime in each]) for some in pair)
+            values += (a, b, a / b)
         lines.append(f"| {stage}:{method} | " + " | ".join(map(cell, values)) + " |")
     return "\n".join(lines) + "\n"
 

@@ -40,12 +40,19 @@ def test_the_page_puts_still_regimes_first_and_gives_the_ratio():
     moved = {"panning": 0.3, "idle": 0.01, "idle32": 0.005}
     longer = [row(UNCOMPRESSED, idle32=0.9), row(dtd(0.05), idle32=0.9), row(Plan.of(projector=("evs", 0.5)), idle32=0)]
     page = bearing.page([ROWS, longer], moved, 0.1, "idle 4, panning 4", "python -m foveate.analysis.bearing")
-    assert "| method | idle32 | idle | panning | still | fast | ratio |" in page
-    assert "| projector:dtd | 20.0 | 10.0 | 2.0 | 14.1 | 2.0 | 7.1 |" in page
-    assert "| projector:evs | 1.0 | - | - | 1.0 | - | - |" in page
-    assert "| uncompressed, % | 90 | 100 | 90 | | | |" in page
+    assert "| method | idle32 | idle | panning | still | fast | ratio | standing | turning | ratio |" in page
+    assert "| projector:dtd | 20.0 | 10.0 | 2.0 | 14.1 | 2.0 | 7.1 | 14.1 | 2.0 | 7.1 |" in page
+    assert "| projector:evs | 1.0 | - | - | 1.0 | - | - | 1.0 | - | - |" in page
+    assert "| uncompressed, % | 90 | 100 | 90 | | | | | | |" in page
     with pytest.raises(ValueError, match="regimes: 2 in which at most 4% moves, 0 with 10% or more"):
         bearing.page([ROWS, longer], moved | {"panning": 0.05}, 0.1, "", "")
+
+
+def test_what_stands_before_a_static_camera_is_held_against_what_turns_however_much_moves():
+    moved = {"panning": 0.3, "mover": 0.09, "when": 0.02}
+    rows = [row(UNCOMPRESSED, mover=1.0, when=1.0, panning=1.0), row(dtd(0.2), mover=1.0, when=0.5, panning=0.5)]
+    page = bearing.page([rows], moved, 0.05, "", "")
+    assert "| projector:dtd | 1.0 | 5.0 | 1.0 | 1.0 | 1.0 | 1.0 | 5.0 | 1.0 | 5.0 |" in page
 
 
 def test_a_folder_without_a_bench_is_named(tmp_path):
