@@ -23,6 +23,7 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,9 @@ STILL, FAST = 0.04, 0.10
 STANDING = ("idle64", "idle32", "idle16", "idle", "mover")
 TURNING = ("slides", "panning")
 """Regimes by what they are: before a static camera one short event or one mover; or the whole picture changes."""
+
+WHEN = ("first_frame", "last_frame", "part_of", "part_recoloured", "shape_in_frame")
+"""Templates of questions that name a frame or a part of the video, or are answered with one."""
 
 
 def moving(regime: str, split: str, n: int) -> float:
@@ -79,11 +83,66 @@ def cell(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.1f}"
 
 
-def page(tables: Sequence[Sequence[Row]], moved: Mapping[str, float], points: float, asked: str, command: str) -> str:
+@dataclass(frozen=True)
+class Section:
+    """What some kind of question gave.
+
+    Attributes:
+        title: of it.
+        whole: regime -> uncompressed accuracy.
+        found: see `factors`.
+    """
+
+    title: str
+    whole: Mapping[str, float]
+    found: Mapping[tuple[str, str], Mapping[str, float]]
+
+    @classmethod
+    def of(cls, title: str, tables: Sequence[Sequence[Row]], points: float) -> Section:
+        """From the rows of each bench; where several have a regime the last one counts."""
+        whole: dict[str, float] = {}
+        found: dict[tuple[str, str], dict[str, float]] = {}
+        for rows in tables:
+            whole |= {regime: accuracy for regime, (accuracy, *_) in rows[0].regimes.items()}
+            for key, each in factors(rows, points).items():
+                found[key] = found.get(key, {}) | each
+        return cls(title, whole, found)
+
+    def lines(self, moved: Mapping[str, float]) -> list[str]:
+        """Heading and table; regimes in the order of `moved`."""
+        order = [regime for regime in moved if regime in self.whole]
+        heads = ("still", "fast", "ratio", "standing", "turning", "ratio")
+        shares = (f"{100 * moved[regime]:.1f}" for regime in order), (f"{100 * self.whole[r]:.0f}" for r in order)
+        empty = " |" * (len(heads) + 1)
+        out = [
+            f"## {self.title}",
+            "",
+            "| method | " + " | ".join((*order, *heads)) + " |",
+            "|" + " --- |" * (len(order) + len(heads) + 1),
+            *(
+                f"| {name}, % | {' | '.join(some)}{empty}"
+                for name, some in zip(("moves", "right"), shares, strict=True)
+            ),
+        ]
+        for (stage, method), each in sorted(self.found.items()):
+            values = [each.get(regime, math.nan) for regime in order]
+            for pair in (still_and_fast(moved), (STANDING, TURNING)):
+                a, b = (mean([each[regime] for regime in some if regime in each]) for some in pair)
+                values += (a, b, a / b)
+            out.append(f"| {stage}:{method} | " + " | ".join(map(cell, values)) + " |")
+        return out
+
+
+def still_and_fast(moved: Mapping[str, float]) -> tuple[list[str], list[str]]:
+    """The regimes in which next to nothing moves, and those in which much does."""
+    return [r for r, share in moved.items() if share <= STILL], [r for r, share in moved.items() if share >= FAST]
+
+
+def page(sections: Sequence[Section], moved: Mapping[str, float], points: float, asked: str, command: str) -> str:
     """The Markdown page.
 
     Args:
-        tables: rows of each bench; where several have a regime the last one counts.
+        sections: in order.
         moved: regime -> see `moving`.
         points: see `factors`.
         asked: the inputs, in words.
@@ -91,21 +150,13 @@ def page(tables: Sequence[Sequence[Row]], moved: Mapping[str, float], points: fl
     Raises:
         ValueError: no regime stands still, or none is fast.
     """
-    found: dict[tuple[str, str], dict[str, float]] = {}
-    whole: dict[str, float] = {}
-    for rows in tables:
-        whole |= {regime: accuracy for regime, (accuracy, *_) in rows[0].regimes.items()}
-        for key, each in factors(rows, points).items():
-            found[key] = found.get(key, {}) | each
-    order = sorted(moved, key=lambda regime: moved[regime])
-    still = [regime for regime in order if moved[regime] <= STILL]
-    fast = [regime for regime in order if moved[regime] >= FAST]
+    moved = dict(sorted(moved.items(), key=lambda item: item[1]))
+    still, fast = still_and_fast(moved)
     if not still or not fast:
         raise ValueError(
             f"regimes: {len(still)} in which at most {STILL:.0%} moves, {len(fast)} with {FAST:.0%} or more"
         )
-    standing, turning = ([regime for regime in order if regime in some] for some in (STANDING, TURNING))
-    heads = ("still", "fast", "ratio", "standing", "turning", "ratio")
+    standing, turning = (", ".join(regime for regime in some if regime in moved) for some in (STANDING, TURNING))
     lines = [
         "# How much compression each regime of videos bears",
         "",
@@ -113,25 +164,27 @@ def page(tables: Sequence[Sequence[Row]], moved: Mapping[str, float], points: fl
         "",
         f"* **Inputs**: {asked}.",
         f"* **Moves**: share of the 8 x 8 px patches that differ from the frame before by more than {NOISE} of 1.",
+        "  **Right**: accuracy uncompressed.",
         f"* **A factor** of 4: a quarter of the tokens costs at most {100 * points:.0f} points of a regime's accuracy,",
         "  and no smaller share that was measured does. 1: every share measured costs more.",
         f"* **Still**: geometric mean over regimes in which at most {STILL:.0%} moves: {', '.join(still)}.",
         f"* **Fast**: over those in which at least {FAST:.0%} does: {', '.join(fast)}. **Ratio**: of the two.",
-        f"* **Standing**: over those with a static camera and one short event or one mover: {', '.join(standing)}.",
-        f"* **Turning**: over those in which the whole picture changes: {', '.join(turning)}.",
-        "",
-        "| method | " + " | ".join((*order, *heads)) + " |",
-        "|" + " --- |" * (len(order) + len(heads) + 1),
-        "| moves, % | " + " | ".join(f"{100 * moved[regime]:.1f}" for regime in order) + " |" * (len(heads) + 1),
-        "| uncompressed, % | " + " | ".join(f"{100 * whole[regime]:.0f}" for regime in order) + " |" * (len(heads) + 1),
+        f"* **Standing**: over those with a static camera and one short event or one mover: {standing}.",
+        f"* **Turning**: over those in which the whole picture changes: {turning}.",
     ]
-    for (stage, method), each in sorted(found.items()):
-        values = [each.get(regime, math.nan) for regime in order]
-        for pair in ((still, fast), (standing, turning)):
-            a, b = (mean([each[regime] for regime in some if regime in each]) for some in pair)
-            values += (a, b, a / b)
-        lines.append(f"| {stage}:{method} | " + " | ".join(map(cell, values)) + " |")
+    for section in sections:
+        lines += ["", *section.lines(moved)]
     return "\n".join(lines) + "\n"
+
+
+def sections(tables: Sequence[Table], points: float) -> list[Section]:
+    """All questions; those about what is seen; those about when."""
+    found = [Section.of("All questions", [rows_of(table) for table in tables], points)]
+    for title, asks in (("What is seen", False), ("When it is seen", True)):
+        parts = [table.subset(np.isin(table.templates, WHEN) == asks) for table in tables]
+        if parts := [part for part in parts if part.n]:
+            found.append(Section.of(title, [rows_of(part) for part in parts], points))
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -156,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = shlex.join(["python", "-m", "foveate.analysis.bearing", *argv])
     try:
         moved = {regime: moving(regime, args.split, args.n) for regime in numbers}
-        text = page([rows_of(table) for table in tables], moved, args.points, asked, command)
+        text = page(sections(tables, args.points), moved, args.points, asked, command)
     except ValueError as error:
         raise SystemExit(f"bearing: {error}") from None
     if args.out is None:

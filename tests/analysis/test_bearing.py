@@ -1,5 +1,8 @@
 """How much compression regimes bear: what moves, the factors, and the page."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from foveate.analysis import bearing
@@ -36,23 +39,38 @@ def test_a_factor_is_one_over_the_smallest_keep_ratio_that_costs_no_more():
     assert bearing.factors(ROWS, 0.1) == {("projector", "dtd"): {"idle": 10.0, "panning": 2.0}}
 
 
+def page(tables, moved, points):
+    return bearing.page([bearing.Section.of("All", tables, points)], moved, points, "idle 4, panning 4", "a command")
+
+
 def test_the_page_puts_still_regimes_first_and_gives_the_ratio():
     moved = {"panning": 0.3, "idle": 0.01, "idle32": 0.005}
     longer = [row(UNCOMPRESSED, idle32=0.9), row(dtd(0.05), idle32=0.9), row(Plan.of(projector=("evs", 0.5)), idle32=0)]
-    page = bearing.page([ROWS, longer], moved, 0.1, "idle 4, panning 4", "python -m foveate.analysis.bearing")
-    assert "| method | idle32 | idle | panning | still | fast | ratio | standing | turning | ratio |" in page
-    assert "| projector:dtd | 20.0 | 10.0 | 2.0 | 14.1 | 2.0 | 7.1 | 14.1 | 2.0 | 7.1 |" in page
-    assert "| projector:evs | 1.0 | - | - | 1.0 | - | - | 1.0 | - | - |" in page
-    assert "| uncompressed, % | 90 | 100 | 90 | | | | | | |" in page
+    text = page([ROWS, longer], moved, 0.1)
+    assert "| method | idle32 | idle | panning | still | fast | ratio | standing | turning | ratio |" in text
+    assert "| projector:dtd | 20.0 | 10.0 | 2.0 | 14.1 | 2.0 | 7.1 | 14.1 | 2.0 | 7.1 |" in text
+    assert "| projector:evs | 1.0 | - | - | 1.0 | - | - | 1.0 | - | - |" in text
+    assert "| right, % | 90 | 100 | 90 | | | | | | |" in text
     with pytest.raises(ValueError, match="regimes: 2 in which at most 4% moves, 0 with 10% or more"):
-        bearing.page([ROWS, longer], moved | {"panning": 0.05}, 0.1, "", "")
+        page([ROWS, longer], moved | {"panning": 0.05}, 0.1)
 
 
 def test_what_stands_before_a_static_camera_is_held_against_what_turns_however_much_moves():
     moved = {"panning": 0.3, "mover": 0.09, "when": 0.02}
     rows = [row(UNCOMPRESSED, mover=1.0, when=1.0, panning=1.0), row(dtd(0.2), mover=1.0, when=0.5, panning=0.5)]
-    page = bearing.page([rows], moved, 0.05, "", "")
-    assert "| projector:dtd | 1.0 | 5.0 | 1.0 | 1.0 | 1.0 | 1.0 | 5.0 | 1.0 | 5.0 |" in page
+    assert "| projector:dtd | 1.0 | 5.0 | 1.0 | 1.0 | 1.0 | 1.0 | 5.0 | 1.0 | 5.0 |" in page([rows], moved, 0.05)
+
+
+def test_questions_about_when_have_a_section_of_their_own(toy):
+    table = toy.table(40)
+    when = np.arange(40) % 4 == 0
+    table = replace(table, templates=np.where(when, "part_of", "shape_coming"), correct=table.correct & ~when[:, None])
+    every, seen, timed = bearing.sections([table], 0.05)
+    assert [each.title for each in (every, seen, timed)] == ["All questions", "What is seen", "When it is seen"]
+    assert set(timed.whole.values()) == {0.0}
+    assert all(seen.whole[regime] >= every.whole[regime] for regime in seen.whole) and seen.whole != every.whole
+    only = replace(table, templates=np.full(40, "shape_coming"))
+    assert [each.title for each in bearing.sections([only], 0.05)] == ["All questions", "What is seen"]
 
 
 def test_a_folder_without_a_bench_is_named(tmp_path):
