@@ -40,9 +40,11 @@ NOISE = 0.05
 STILL, FAST = 0.04, 0.10
 """Regimes in which at most this share of the patches moves, and at least this one."""
 
-STANDING = ("idle64", "idle32", "idle16", "idle", "mover")
+LONG = ("idle64", "idle32", "idle16")
+STANDING = (*LONG, "idle", "mover")
 TURNING = ("slides", "panning")
-"""Regimes by what they are: before a static camera one short event or one mover; or the whole picture changes."""
+"""Regimes by what they are: long videos with one short event; before a static camera one short event or one mover; the
+whole picture changes."""
 
 WHEN = ("first_frame", "last_frame", "part_of", "part_recoloured", "shape_in_frame")
 """Templates of questions that name a frame or a part of the video, or are answered with one."""
@@ -111,7 +113,7 @@ class Section:
     def lines(self, moved: Mapping[str, float]) -> list[str]:
         """Heading and table; regimes in the order of `moved`."""
         order = [regime for regime in moved if regime in self.whole]
-        heads = ("still", "fast", "ratio", "standing", "turning", "ratio")
+        heads = ("still", "fast", "ratio", "standing", "turning", "ratio", "long", "ratio")
         shares = (f"{100 * moved[regime]:.1f}" for regime in order), (f"{100 * self.whole[r]:.0f}" for r in order)
         empty = " |" * (len(heads) + 1)
         out = [
@@ -126,9 +128,9 @@ class Section:
         ]
         for (stage, method), each in sorted(self.found.items()):
             values = [each.get(regime, math.nan) for regime in order]
-            for pair in (still_and_fast(moved), (STANDING, TURNING)):
+            for pair in (still_and_fast(moved), (STANDING, TURNING), (LONG, TURNING)):
                 a, b = (mean([each[regime] for regime in some if regime in each]) for some in pair)
-                values += (a, b, a / b)
+                values += (a, a / b) if pair[0] is LONG else (a, b, a / b)
             out.append(f"| {stage}:{method} | " + " | ".join(map(cell, values)) + " |")
         return out
 
@@ -156,7 +158,8 @@ def page(sections: Sequence[Section], moved: Mapping[str, float], points: float,
         raise ValueError(
             f"regimes: {len(still)} in which at most {STILL:.0%} moves, {len(fast)} with {FAST:.0%} or more"
         )
-    standing, turning = (", ".join(regime for regime in some if regime in moved) for some in (STANDING, TURNING))
+    named = (STANDING, TURNING, LONG)
+    standing, turning, long = (", ".join(regime for regime in some if regime in moved) for some in named)
     lines = [
         "# How much compression each regime of videos bears",
         "",
@@ -171,6 +174,8 @@ def page(sections: Sequence[Section], moved: Mapping[str, float], points: float,
         f"* **Fast**: over those in which at least {FAST:.0%} does: {', '.join(fast)}. **Ratio**: of the two.",
         f"* **Standing**: over those with a static camera and one short event or one mover: {standing}.",
         f"* **Turning**: over those in which the whole picture changes: {turning}.",
+        f"* **Long**: over idle videos of more than eight frames: {long}; their ratio is to the turning ones.",
+        "* What keeps the first frame whole bears at most as much as a video has frames: 8 where no number stands.",
     ]
     for section in sections:
         lines += ["", *section.lines(moved)]
