@@ -255,7 +255,8 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 
 def picture(rows: Sequence[Row], path: Path, title: str) -> None:
-    """Accuracy over FLOPs, one line per method, the hull of them all behind it."""
+    """Accuracy over FLOPs: a panel for each stage with a line for each of its methods, the names beside it; behind them
+    the hull of all plans."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -263,22 +264,36 @@ def picture(rows: Sequence[Row], path: Path, title: str) -> None:
 
     from foveate.policies.hull import hull_line
 
-    figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
+    stages = [stage for stage in STAGES if any(_acts(row, stage) for row in rows)] or [STAGES[0]]
     hull = hull_line(np.array([row.cost for row in rows]), np.array([row.accuracy for row in rows]))
-    axes.plot(hull.cost, 100 * hull.accuracy, color="0.75", linewidth=5, label="hull of fixed plans", zorder=0)
-    series: dict[str, list[Row]] = {}
-    for row in rows:
-        active = row.plan.active
-        name = " + ".join(f"{stage}:{choice.method}" for stage, choice in active) or "uncompressed"
-        series.setdefault(name, []).append(row)
-    for number, (name, group) in enumerate(sorted(series.items())):
-        group.sort(key=lambda row: row.cost)
-        style = "o-" if number < 10 else "s--"
-        axes.plot([r.cost for r in group], [100 * r.accuracy for r in group], style, label=name, markersize=4)
-    axes.set(
-        xlabel="FLOPs, share of uncompressed", ylabel="exact match, mean over regimes (%)", title=title, ylim=(0, 100)
-    )
-    axes.legend(fontsize=7, ncols=2)
+    size = {"figsize": (10, 0.6 + 3.2 * len(stages)), "layout": "constrained"}
+    figure, panels = plt.subplots(len(stages), sharex=True, squeeze=False, **size)
+    for axes, stage in zip(panels[:, 0], stages, strict=True):
+        axes.plot(hull.cost, 100 * hull.accuracy, color="0.8", linewidth=5, label="hull of all plans", zorder=0)
+        series: dict[str, list[Row]] = {}
+        for row in rows:
+            if row.plan == UNCOMPRESSED:
+                axes.plot(row.cost, 100 * row.accuracy, "k*", markersize=9, label="uncompressed")
+            elif _acts(row, stage):
+                series.setdefault(row.plan[stage].method, []).append(row)
+        for number, (name, group) in enumerate(sorted(series.items())):
+            group.sort(key=lambda row: row.cost)
+            line, mark = ("-", "--", ":")[number // 10 % 3], "osv^Dx"[number // 10 % 6]
+            style = {"linestyle": line, "marker": mark, "color": f"C{number % 10}", "markersize": 4}
+            axes.plot([r.cost for r in group], [100 * r.accuracy for r in group], label=name, **style)
+        axes.set(ylabel="exact match, %", ylim=(0, 103))
+        axes.set_title(stage, loc="left", fontsize=10)
+        axes.grid(alpha=0.3)
+        axes.legend(
+            fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.02), ncols=1 + len(series) // 17, frameon=False
+        )
+    panels[-1, 0].set_xlabel("FLOPs, share of uncompressed")
+    figure.suptitle(f"{title}, every regime alike")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _acts(row: Row, stage: str) -> bool:
+    """Whether a row's plan does something at a stage."""
+    return not row.plan[stage].is_none
