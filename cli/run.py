@@ -41,7 +41,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--lam", type=float, metavar="WEIGHT", help="what a whole uncompressed pass costs against an answer"
     )
     dial.add_argument("--plan", metavar="PLAN", help=f"no controller, this plan: {PLAN_HELP}")
-    parser.add_argument("--controller", metavar="FILE", help="an exported controller (default: the reference model's)")
+    parser.add_argument(
+        "--controller", metavar="FILE", help="an exported controller (default: the one of an embedded model)"
+    )
     parser.add_argument("--max-flops", type=float, metavar="N", help="hard limit on this request")
     model_arguments(parser)
     parser.add_argument("--max-new-tokens", type=int, default=16, metavar="N", help="longest answer (default: 16)")
@@ -103,10 +105,9 @@ def controller_path(given: str | None, model: str) -> Path:
     """The controller to use. Raises: FileNotFoundError where none is given and none comes with the model."""
     if given is not None:
         return Path(given)
-    from foveate.models.reference import WEIGHTS
+    from foveate.models.embedded import EMBEDDED
 
-    shipped = WEIGHTS.parent / "controller.fov"
-    if model == "reference" and shipped.is_file():
+    if model in EMBEDDED and (shipped := EMBEDDED[model].parent / "controller.fov").is_file():
         return shipped
     advice = "train one (foveate demo, or foveate train and foveate export) and give --controller FILE, or give --plan"
     raise FileNotFoundError(f"no controller for model {model!r}: {advice}")

@@ -6,7 +6,12 @@ import csv
 import json
 
 import av
+import numpy as np
 import pytest
+
+from foveate.plans.plan import Choice
+from foveate.plans.portfolio import Portfolio
+from foveate.tasks.registry import regime_sample
 
 PLANS = """version: 1
 name: films
@@ -70,3 +75,18 @@ def test_a_controller_that_is_trained_on_videos_decides_on_them(call, folder, fi
     asked = ["--video", films / "0.mkv", "--frames", 4, "--question", "is the thing red or blue ?"]
     found = json.loads(call("run", *asked, "--model", folder, "--controller", controller, "--json").out)
     assert found["reason"] in ("policy", "regression"), "what it was trained on is known ground"
+
+
+def test_the_video_model_brings_a_controller_that_decides_for_videos(call, tmp_path):
+    sample = regime_sample("slides", "test", 3)
+    with av.open(str(tmp_path / "clip.mkv"), "w") as out:
+        stream = out.add_stream("ffv1", rate=2, width=96, height=96, pix_fmt="bgr0")
+        for pixels in sample.clip.frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            out.mux(stream.encode(frame.reformat(format="bgr0")))
+        out.mux(stream.encode())
+    turn, offers = sample.turns[1], Portfolio.from_yaml("videos").choices
+    asked = ["--model", "reference-video", "--video", tmp_path / "clip.mkv", "--question", turn.question]
+    found = json.loads(call("run", *asked, "--frames", 8, "--budget", 0.35, "--json").out)
+    assert found["answer"] in turn.answers and found["reason"] == "policy"
+    assert found["plan"] and all(Choice(**choice) in offers[stage] for stage, choice in found["plan"].items())
