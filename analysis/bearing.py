@@ -9,8 +9,8 @@ regime's videos: the share of patches that differ from the frame before by more 
             --ratios 0.75,0.5,0.35,0.25,0.18,0.14,0.1,0.07,0.05,0.035,0.025,0.018 \\
             --n 48 --rounds 0 --out runs/bearing/$inputs
     done
-    python -m foveate.analysis.bearing --bench runs/bearing/video,runs/bearing/idle16,runs/bearing/idle32,\\
-        runs/bearing/idle64 --out docs/bench/bearing.md
+    python -m foveate.analysis.bearing --out docs/bench/bearing.md \\
+        --bench runs/bearing/video,runs/bearing/idle16,runs/bearing/idle32,runs/bearing/idle64
 
 Each length stands in a bench of its own, since a bench leaves out a ratio that one of its inputs cannot have, and
 methods that keep the first frame whole cannot go below it.
@@ -113,24 +113,21 @@ class Section:
     def lines(self, moved: Mapping[str, float]) -> list[str]:
         """Heading and table; regimes in the order of `moved`."""
         order = [regime for regime in moved if regime in self.whole]
+        groups = (*still_and_fast(moved), STANDING, TURNING, LONG)
         heads = ("still", "fast", "ratio", "standing", "turning", "ratio", "long", "ratio")
-        shares = (f"{100 * moved[regime]:.1f}" for regime in order), (f"{100 * self.whole[r]:.0f}" for r in order)
         empty = " |" * (len(heads) + 1)
         out = [
             f"## {self.title}",
             "",
             "| method | " + " | ".join((*order, *heads)) + " |",
             "|" + " --- |" * (len(order) + len(heads) + 1),
-            *(
-                f"| {name}, % | {' | '.join(some)}{empty}"
-                for name, some in zip(("moves", "right"), shares, strict=True)
-            ),
+            "| moves, % | " + " | ".join(f"{100 * moved[regime]:.1f}" for regime in order) + empty,
+            "| right, % | " + " | ".join(f"{100 * self.whole[regime]:.0f}" for regime in order) + empty,
         ]
         for (stage, method), each in sorted(self.found.items()):
-            values = [each.get(regime, math.nan) for regime in order]
-            for pair in (still_and_fast(moved), (STANDING, TURNING), (LONG, TURNING)):
-                a, b = (mean([each[regime] for regime in some if regime in each]) for some in pair)
-                values += (a, a / b) if pair[0] is LONG else (a, b, a / b)
+            still, fast, standing, turning, long = (mean([each[r] for r in some if r in each]) for some in groups)
+            means = (still, fast, still / fast, standing, turning, standing / turning, long, long / turning)
+            values = (*(each.get(regime, math.nan) for regime in order), *means)
             out.append(f"| {stage}:{method} | " + " | ".join(map(cell, values)) + " |")
         return out
 
@@ -192,6 +189,12 @@ def sections(tables: Sequence[Table], points: float) -> list[Section]:
     return found
 
 
+def made_with(table: Table) -> str:
+    """Model and libraries that filled a table."""
+    versions = ", ".join(f"{name} {version}" for name, version in table.meta["versions"].items())
+    return f"{table.meta['host']} (fingerprint {table.meta['fingerprint'][:12]}; {versions})"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -211,6 +214,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for table in tables:
         numbers |= dict(zip(*(part.tolist() for part in np.unique(table.regimes, return_counts=True)), strict=True))
     asked = ", ".join(f"{regime} {number}" for regime, number in sorted(numbers.items()))
+    asked = f"{asked}, asked of {' and '.join(sorted({made_with(table) for table in tables}))}"
     command = shlex.join(["python", "-m", "foveate.analysis.bearing", *argv])
     try:
         moved = {regime: moving(regime, args.split, args.n) for regime in numbers}

@@ -86,13 +86,11 @@ def bench_plans(
         for ratio in ratios if reason is None else ():
             plan = Plan.of(**{stage: (name, ratio)})
             error = refusal(host, plan, tried)
-            if error is not None and nearest:
-                plan = nearest_plan(host, stage, name, ratio, tried) or plan
-                error = refusal(host, plan, tried)
-            if error is not None:
+            other = nearest_plan(host, stage, name, ratio, tried) if nearest and error is not None else None
+            if error is not None and other is None:
                 refused[plan.label()] = error
-            elif plan not in plans:
-                plans.append(plan)
+            elif (found := other or plan) not in plans:
+                plans.append(found)
         if reason is not None:
             refused[f"{stage}:{name}"] = reason
     return [*plans, BLIND], refused

@@ -60,7 +60,7 @@ def stage_plans(
     it cannot. Arguments: as of `bench_plans`; where a method stands at another ratio, `random` does so too."""
     chosen, refused = bench_plans(host, stages, ratios, methods, shapes, nearest)
     others = {choice.keep for plan in chosen[1:-1] for _, choice in plan.active} - set(ratios)
-    for stage in dict.fromkeys(("outside", *stages)) if others else ():
+    for stage in dict.fromkeys(("outside", *stages)):
         chosen += bench_plans(host, (stage,), sorted(others), ("random",), shapes)[0]
     for stage in stages if methods is not None else ():
         chosen += bench_plans(host, (stage,), ratios, OWN_CONTROLS, shapes)[0]

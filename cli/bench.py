@@ -69,8 +69,8 @@ def main(args: argparse.Namespace) -> int:
         print(f"not run: {label}: {reason}")
     files = [f"{args.out}/{name}" for name in ("bench.csv", "bench.png", "table.parquet")]
     if args.markdown is not None:
-        header = {"command": command(args), "rounds": args.rounds, "batches": batches, "seed": args.seed}
-        header["nearest"] = args.nearest
+        header = {"command": command(args), "batches": batches}
+        header |= {name: getattr(args, name) for name in ("rounds", "seed", "nearest")}
         write_page(Path(args.markdown), found, stages, host, header)
         files.append(args.markdown)
     print(", ".join(files))

@@ -51,8 +51,8 @@ class Summarises(Protocol):
         """Visual tokens of one window, of n that show so many frames."""
 
     def summaries(self, x: Tensor, stops: Sequence[int], end: Tensor) -> Tensor:
-        """(B, m, D) the summary tokens behind those at `stops` of a window's visual tokens (B, Q, D); `end` (D,) is the
-        embedding of an end token."""
+        """(B, m, D) the summary tokens behind those at `stops` of a window's visual tokens (B, Q, D), the last one
+        among them; `end` (D,) is the embedding of an end token."""
 
     def added(self, x: Tensor, layer: int, part: str) -> Tensor:
         """What a summary token's "q", "k" or "v" (B, m, width) has more; x (B, m, D) is what the projection reads."""

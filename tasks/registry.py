@@ -28,13 +28,10 @@ def get_task(name: str) -> Task:
     Raises:
         ValueError: there is none; near names are listed.
     """
-    if name in TASKS:
-        return TASKS[name]
-    for task in TASKS.values():
-        if name in task.regimes:
-            return task
-    known = sorted({*TASKS, *(regime for task in TASKS.values() for regime in task.regimes)})
-    near = difflib.get_close_matches(name, known) or sorted(TASKS)
+    found = TASKS.get(name) or _owner(name)
+    if found is not None:
+        return found
+    near = difflib.get_close_matches(name, sorted({*TASKS, *_regimes()})) or sorted(TASKS)
     raise ValueError(f"task {name!r} is unknown, did you mean {' or '.join(near)}?")
 
 
@@ -57,12 +54,21 @@ def regime_sample(regime: str, split: str, index: int) -> Sample:
         ValueError: no task has that regime (near names are listed), the split is unknown or the index negative.
     """
     check_address(split, index)
-    for task in TASKS.values():
-        if regime in task.regimes:
-            return task.sample(split, index * len(task.regimes) + task.regimes.index(regime))
-    known = [name for task in TASKS.values() for name in task.regimes]
-    near = difflib.get_close_matches(regime, known) or sorted(known)
+    task = _owner(regime)
+    if task is not None:
+        return task.sample(split, index * len(task.regimes) + task.regimes.index(regime))
+    near = difflib.get_close_matches(regime, _regimes()) or sorted(_regimes())
     raise ValueError(f"regime {regime!r} is unknown, did you mean {' or '.join(near)}?")
+
+
+def _owner(regime: str) -> Task | None:
+    """The task that has a regime of that name."""
+    return next((task for task in TASKS.values() if regime in task.regimes), None)
+
+
+def _regimes() -> list[str]:
+    """Of all tasks, usable here or not."""
+    return [regime for task in TASKS.values() for regime in task.regimes]
 
 
 def iter_samples(tasks: Sequence[str], split: str, n: int, seed: int = 0) -> Iterator[Sample]:

@@ -115,13 +115,13 @@ class VideoXL(Learned, Reducer):
         return [(k + 1) * n // count - 1 for k in range(count)]
 
     def summaries(self, x: Tensor, stops: Sequence[int], end: Tensor) -> Tensor:
-        """The summary tokens (B, m, D) behind those at `stops` of a window's visual tokens (B, Q, D); `end` (D,) is the
-        embedding of an end token."""
+        """(B, m, D) the summary tokens behind those at `stops` of a window's visual tokens (B, Q, D), the last one
+        among them; `end` (D,) is the embedding of an end token."""
         own = self.loaded.token.to(x)
         if self.published:
             return (end.to(x) + own).expand(len(x), len(stops), -1)
         runs = [after - before for before, after in zip([-1, *stops], stops, strict=False)]
-        return torch.stack([run.mean(1) for run in x[:, : stops[-1] + 1].split(runs, dim=1)], dim=1) + own
+        return torch.stack([run.mean(1) for run in x.split(runs, dim=1)], dim=1) + own
 
     def added(self, x: Tensor, layer: int, part: str) -> Tensor:
         """What a summary token's "q", "k" or "v" has more than others; x (B, m, D) is what the projection reads."""

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from filming import write_film
 from PIL import Image
 
 from foveate.controller import save
@@ -86,16 +87,7 @@ class TestVideos:
     @pytest.fixture
     def film(self, serving, tmp_path):
         """A file of six frames of 48 x 64 px."""
-        import av
-
-        path = tmp_path / "clip.mkv"
-        with av.open(str(path), "w") as out:
-            stream = out.add_stream("ffv1", rate=4, width=64, height=48, pix_fmt="bgr0")
-            for seed in range(6):
-                frame = av.VideoFrame.from_ndarray(serving.tiny.picture(seed, 48, 64), format="rgb24")
-                out.mux(stream.encode(frame.reformat(format="bgr0")))
-            out.mux(stream.encode())
-        return path
+        return write_film(tmp_path / "clip.mkv", [serving.tiny.picture(seed, 48, 64) for seed in range(6)])
 
     @pytest.fixture
     def asked(self, folder, film):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-import av
 import pytest
+from filming import write_film
 
 from foveate.compressors.learned import untrained
 from foveate.compressors.registry import make
@@ -17,14 +17,8 @@ from foveate.tasks.video import frames
 @pytest.fixture(scope="module")
 def film(serving, tmp_path_factory):
     """A video of 30 frames."""
-    path = tmp_path_factory.mktemp("films") / "film.mkv"
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("ffv1", rate=4, width=48, height=32, pix_fmt="bgr0")
-        for seed in range(30):
-            frame = av.VideoFrame.from_ndarray(serving.tiny.picture(seed, 32, 48), format="rgb24")
-            out.mux(stream.encode(frame.reformat(format="bgr0")))
-        out.mux(stream.encode())
-    return path
+    pictures = [serving.tiny.picture(seed, 32, 48) for seed in range(30)]
+    return write_film(tmp_path_factory.mktemp("films") / "film.mkv", pictures)
 
 
 @pytest.fixture

@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import json
 
-import av
-import numpy as np
 import pytest
+from filming import write_film
 
 from foveate.plans.plan import Choice
 from foveate.plans.portfolio import Portfolio
@@ -36,12 +35,8 @@ def films(serving, tmp_path_factory):
     """Thirty questions about four videos of different lengths, shown by four frames, and a portfolio for them."""
     folder = tmp_path_factory.mktemp("films")
     for film in range(4):
-        with av.open(str(folder / f"{film}.mkv"), "w") as out:
-            stream = out.add_stream("ffv1", rate=4, width=48, height=32, pix_fmt="bgr0")
-            for seed in range(5 + film):
-                frame = av.VideoFrame.from_ndarray(serving.tiny.picture(10 * film + seed, 32, 48), format="rgb24")
-                out.mux(stream.encode(frame.reformat(format="bgr0")))
-            out.mux(stream.encode())
+        pictures = [serving.tiny.picture(10 * film + seed, 32, 48) for seed in range(5 + film)]
+        write_film(folder / f"{film}.mkv", pictures)
     asked = {"question": "is the thing red or blue ?", "answers": ["red"], "frames": 4}
     rows = [{"video": f"{i % 4}.mkv", "family": f"f{i}", **asked} for i in range(30)]
     (folder / "films.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -79,14 +74,9 @@ def test_a_controller_that_is_trained_on_videos_decides_on_them(call, folder, fi
 
 def test_the_video_model_brings_a_controller_that_decides_for_videos(call, tmp_path):
     sample = regime_sample("slides", "test", 3)
-    with av.open(str(tmp_path / "clip.mkv"), "w") as out:
-        stream = out.add_stream("ffv1", rate=2, width=96, height=96, pix_fmt="bgr0")
-        for pixels in sample.clip.frames:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            out.mux(stream.encode(frame.reformat(format="bgr0")))
-        out.mux(stream.encode())
+    path = write_film(tmp_path / "clip.mkv", sample.clip.frames)
     turn, offers = sample.turns[1], Portfolio.from_yaml("videos").choices
-    asked = ["--model", "reference-video", "--video", tmp_path / "clip.mkv", "--question", turn.question]
+    asked = ["--model", "reference-video", "--video", path, "--question", turn.question]
     found = json.loads(call("run", *asked, "--frames", 8, "--budget", 0.35, "--json").out)
     assert found["answer"] in turn.answers and found["reason"] == "policy"
     assert found["plan"] and all(Choice(**choice) in offers[stage] for stage, choice in found["plan"].items())

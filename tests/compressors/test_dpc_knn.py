@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from foveate.compressors.dpc_knn import clustered, flops
+from foveate.compressors.registry import make
 
 pytestmark = pytest.mark.fast
 
@@ -60,3 +61,22 @@ def test_groups_do_not_see_each_other_and_members_add_up(matrix_flops):
         alone = clustered(x[one], member[one], count[one], 5)
         assert torch.equal(alone[0][0], centre[group]) and torch.equal(alone[1][0], owner[group])
     assert matrix_flops(lambda: clustered(x, member, count, 5)) == flops(3, 20, 4)
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "neighbours"), [("outside", "chat_univi", (3,) * 3), ("projector", "prunevid", 3)]
+)
+def test_far_points_have_no_density_where_features_are_large_unless_they_are_brought_to_one_size(
+    tiny, stage, name, neighbours
+):
+    ground = 0.02 * torch.randn(12, 4, generator=torch.Generator().manual_seed(1))
+    far = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]])
+    x = torch.cat([ground, far]).unsqueeze(0) + torch.tensor([0.0, 0, 0, 2])
+    found = {}
+    for unit in (False, True):
+        for scale in (1.0, 20.0):
+            row = tiny(n=14, grid=(1, 1, 14), x=scale * x)
+            fine = make(stage, name, neighbours=neighbours, unit=unit).reduce(row, 6).anchor[0]
+            found[unit, scale] = set(fine.tolist()) - {-1}
+    assert {12, 13} <= found[False, 1.0] and not {12, 13} & found[False, 20.0]
+    assert found[True, 1.0] == found[True, 20.0] and {12, 13} <= found[True, 1.0]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from functools import cache
 
-import av
 import numpy as np
 import pytest
 import tiny_anyres
 import tiny_qwen
 import tiny_shuffle
 import torch
+from filming import write_film
 from test_gate import LLAVA, ONEVISION, QWEN2, QWEN3, serving, tiny_models
 from tiny_shuffle import INTERNVL, SMOLVLM
 from tiny_words import QUESTIONS
@@ -89,12 +89,8 @@ def test_a_controller_for_pictures_leaves_videos_alone_and_says_so(opened):
 
 def test_a_video_may_be_a_clip_an_array_or_a_file(opened, tmp_path):
     gate, frames = gate_of(opened(LLAVA), UNCOMPRESSED), clip(0, 3).frames
-    with av.open(str(tmp_path / "clip.mkv"), "w") as out:
-        stream = out.add_stream("ffv1", rate=4, width=32, height=24, pix_fmt="bgr0")
-        for frame in frames:
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="bgr0")))
-        out.mux(stream.encode())
-    said = [gate.answer(video=v, question="left ?") for v in (clip(0, 3), frames, tmp_path / "clip.mkv")]
+    path = write_film(tmp_path / "clip.mkv", frames)
+    said = [gate.answer(video=v, question="left ?") for v in (clip(0, 3), frames, path)]
     assert said[0] == said[1] == said[2] and gate.counters == {"policy": 3, "rows": 3}
 
 

@@ -2,9 +2,9 @@
 
 import json
 
-import av
 import numpy as np
 import pytest
+from filming import write_film
 from PIL import Image
 
 from foveate.tasks import images
@@ -167,12 +167,7 @@ def test_pictures_are_read_with_the_limits_of_any_picture_from_outside(folder, m
 @pytest.fixture
 def film(folder):
     """A file of twelve grey frames, each lighter than the one before."""
-    with av.open(str(folder / "a.mkv"), "w") as out:
-        stream = out.add_stream("ffv1", rate=4, width=16, height=16, pix_fmt="bgr0")
-        for level in range(12):
-            frame = av.VideoFrame.from_ndarray(np.full((16, 16, 3), 20 * level, np.uint8), format="rgb24")
-            out.mux(stream.encode(frame.reformat(format="bgr0")))
-        out.mux(stream.encode())
+    write_film(folder / "a.mkv", [np.full((16, 16, 3), 20 * level, np.uint8) for level in range(12)])
     return folder
 
 

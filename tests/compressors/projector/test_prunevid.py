@@ -169,16 +169,3 @@ def test_rows_may_leave_different_numbers(tiny):
 def test_wrong_settings_are_named(wrong, message):
     with pytest.raises(ValueError, match=f"prunevid: {message}"):
         method(**wrong)
-
-
-def test_far_points_have_no_density_where_features_are_large_unless_they_are_brought_to_one_size(tiny):
-    ground = 0.02 * torch.randn(12, 4, generator=torch.Generator().manual_seed(1))
-    far = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]])
-    x = torch.cat([ground, far]).unsqueeze(0) + torch.tensor([0.0, 0, 0, 2])
-    found = {}
-    for unit in (False, True):
-        for scale in (1.0, 20.0):
-            row = tiny(n=14, grid=(1, 1, 14), x=scale * x)
-            found[unit, scale] = set(method(neighbours=3, unit=unit).reduce(row, 6).anchor[0].tolist())
-    assert {12, 13} <= found[False, 1.0] and not {12, 13} & found[False, 20.0]
-    assert found[True, 1.0] == found[True, 20.0] and {12, 13} <= found[True, 1.0]
