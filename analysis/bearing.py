@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from foveate.analysis.bench import Row, rows_of
+from foveate.analysis.machine import in_words
 from foveate.controller.motion import patches
 from foveate.plans.plan import UNCOMPRESSED
 from foveate.rollouts.table import Table
@@ -191,8 +192,7 @@ def sections(tables: Sequence[Table], points: float) -> list[Section]:
 
 def made_with(table: Table) -> str:
     """Model and libraries that filled a table."""
-    versions = ", ".join(f"{name} {version}" for name, version in table.meta["versions"].items())
-    return f"{table.meta['host']} (fingerprint {table.meta['fingerprint'][:12]}; {versions})"
+    return f"{table.meta['host']} (fingerprint {table.meta['fingerprint'][:12]}; {in_words(table.meta['versions'])})"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -210,11 +210,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not (folder / "table.parquet").is_file():
             raise SystemExit(f"bearing: no {folder / 'table.parquet'}: run `foveate bench --out {folder}` first")
     tables = [Table.load(folder / "table.parquet") for folder in folders]
+    models = {made_with(table): folder for table, folder in zip(tables, folders, strict=True)}
+    if len(models) > 1:
+        told = "; ".join(f"{folder} is of {model}" for model, folder in models.items())
+        raise SystemExit(f"bearing: benches of different models or libraries do not make one page: {told}")
     numbers: dict[str, int] = {}
     for table in tables:
         numbers |= dict(zip(*(part.tolist() for part in np.unique(table.regimes, return_counts=True)), strict=True))
     asked = ", ".join(f"{regime} {number}" for regime, number in sorted(numbers.items()))
-    asked = f"{asked}, asked of {' and '.join(sorted({made_with(table) for table in tables}))}"
+    asked = f"{asked}, asked of {made_with(tables[0])}"
     command = shlex.join(["python", "-m", "foveate.analysis.bearing", *argv])
     try:
         moved = {regime: moving(regime, args.split, args.n) for regime in numbers}

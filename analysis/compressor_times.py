@@ -27,7 +27,7 @@ from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_att
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import foveate.compressors  # noqa: F401  (fills the registry)
-from foveate.analysis.machine import machine
+from foveate.analysis.machine import in_words, machine
 from foveate.compressors.base import STAGES, Compressor, Reducer, Resampler
 from foveate.compressors.learned import Learned, on_trial
 from foveate.compressors.registry import COMPRESSORS, make
@@ -263,13 +263,13 @@ def about(rounds: int, seed: int) -> dict[str, Any]:
 
 def markdown(timings: Sequence[Timing], header: Mapping[str, Any]) -> str:
     """The page: what was measured on what, and a line for each method and ratio."""
-    versions = ", ".join(f"{name} {version}" for name, version in header["versions"].items())
     lines = [
         "# What choosing costs",
         "",
         f"Made by `foveate bench-compressors`: {header['input']}; signals apart; shares of {header['unit']}, timed in",
         f"the same run. Median (quartiles) of {header['rounds']} rounds, seed {header['seed']}; {header['machine']};",
-        f"{versions}. A method that acts in several blocks is called once, from all tokens to the count.",
+        f"{in_words(header['versions'])}. A method that acts in several blocks is called once, from all tokens to the",
+        "count.",
         "",
         *(f"* **{kind}**: {text}{bar_of(kind)}" for kind, text in KINDS.items()),
         "",

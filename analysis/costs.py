@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
+from foveate.analysis.machine import in_words
 from foveate.models.host import Host
 from foveate.models.inputs import PromptShape
 from foveate.models.on_paper import paper_host, picture_shape
@@ -88,7 +89,7 @@ against six methods at 192, 128 and 64 tokens, all in one run: medians after war
 
 def page() -> str:
     """The whole page."""
-    versions = ", ".join(f"{name} {v}" for name, v in library_versions(("torch", "transformers")).items())
+    versions = in_words(library_versions(("torch", "transformers")))
     values = {"width": WIDTH, "height": HEIGHT, "text": TEXT, "answer": ANSWER}
     parts = [HEAD.format(command=COMMAND, versions=versions, **values)]
     return "\n".join([*parts, *(section(model) for model in MODELS), TAIL.format(gpu=GPU_COMMAND)])

@@ -9,9 +9,11 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from foveate.analysis.bench import Row
 from foveate.analysis.curves import Fronts
+from foveate.plans.plan import STAGES, UNCOMPRESSED
 from foveate.policies.evaluate import Outcome
-from foveate.policies.hull import Line
+from foveate.policies.hull import Line, hull_line
 from foveate.policies.rivals import fixed_points
 from foveate.rollouts.table import Table
 
@@ -75,12 +77,52 @@ def choice_map(shares: Mapping[str, Mapping[str, float]], title: str = "") -> Fi
     return figure
 
 
+def stage_panels(rows: Sequence[Row], title: str) -> Figure:
+    """Accuracy over FLOPs: a panel for each stage with a line for each of its methods, the names beside it; behind them
+    the hull of all plans."""
+    stages = [stage for stage in STAGES if any(_acts(row, stage) for row in rows)] or [STAGES[0]]
+    hull = hull_line(np.array([row.cost for row in rows]), np.array([row.accuracy for row in rows]))
+    figure = _empty(10, 0.6 + 3.2 * len(stages))
+    panels = figure.subplots(len(stages), sharex=True, squeeze=False)[:, 0]
+    for axes, stage in zip(panels, stages, strict=True):
+        axes.plot(hull.cost, 100 * hull.accuracy, color="0.8", linewidth=5, label="hull of all plans", zorder=0)
+        series: dict[str, list[Row]] = {}
+        for row in rows:
+            if row.plan == UNCOMPRESSED:
+                axes.plot(row.cost, 100 * row.accuracy, "k*", markersize=9, label="uncompressed")
+            elif _acts(row, stage):
+                series.setdefault(row.plan[stage].method, []).append(row)
+        for number, (name, group) in enumerate(sorted(series.items())):
+            group.sort(key=lambda row: row.cost)
+            line, mark = ("-", "--", ":")[number // 10 % 3], "osv^Dx"[number // 10 % 6]
+            style = {"linestyle": line, "marker": mark, "color": f"C{number % 10}", "markersize": 4}
+            axes.plot([r.cost for r in group], [100 * r.accuracy for r in group], label=name, **style)
+        axes.set(ylabel="exact match, %", ylim=(0, 103))
+        axes.set_title(stage, loc="left", fontsize=10)
+        axes.grid(alpha=0.3)
+        names = {"fontsize": 7, "ncols": 1 + len(series) // 17, "frameon": False}
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), **names)
+    panels[-1].set_xlabel("FLOPs, share of uncompressed")
+    figure.suptitle(f"{title}, every regime alike")
+    return figure
+
+
+def _acts(row: Row, stage: str) -> bool:
+    """Whether a row's plan does something at a stage."""
+    return not row.plan[stage].is_none
+
+
 def save(figure: Figure, path: str | Path) -> None:
     """Writes a PNG that is the same for the same content: no version or date in it."""
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
 def _figure(width: float, height: float) -> tuple[Figure, object]:
+    figure = _empty(width, height)
+    return figure, figure.subplots()
+
+
+def _empty(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots()
+    return figure

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from foveate.analysis.bench import bench_plans
-from foveate.analysis.machine import machine
+from foveate.analysis.machine import in_words, machine
 from foveate.analysis.readouts import Grade, Page, graded, pages
 from foveate.analysis.walls import Wall, median, paired
 from foveate.compressors.registry import COMPRESSORS
@@ -208,7 +208,7 @@ def markdown(found: Sequence[Found], header: Mapping[str, Any]) -> str:
         found: the uncompressed plan first.
         header: see `about`.
     """
-    full, versions = found[0], ", ".join(f"{name} {v}" for name, v in header["versions"].items())
+    full, versions = found[0], in_words(header["versions"])
     said = ", ".join(f"{regime} {grade.tokens:.0f}" for regime, grade in full.read.items())
     timed = f"medians of {header['rounds']} rounds, one row" if header["rounds"] else "not measured"
     h = header | {"versions": versions, "fingerprint": header["fingerprint"][:12], "said": said, "timed": timed}

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
-from foveate.analysis.machine import machine, settle
+from foveate.analysis.machine import in_words, machine, settle
 from foveate.compressors.registry import COMPRESSORS
 from foveate.models.host import Host
 from foveate.models.on_paper import random_host, shipped_models
@@ -207,8 +207,7 @@ def page(found: dict[str, Any]) -> str:
     judged = [(e["plan"], e["prefill_realised"]) for e in found["entries"] if e["prefill_realised"] is not None]
     sides = [[name for name, saved in judged if (saved >= BAR) == yes] for yes in (True, False)]
     above, below = (", ".join(side) or "none" for side in sides)
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    head = HEAD.format(**found | {"versions": versions, "bar": BAR, "above": above, "below": below})
+    head = HEAD.format(**found | {"versions": in_words(found["versions"]), "bar": BAR, "above": above, "below": below})
     return head + table(found["entries"]) + "\n"
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from foveate.analysis.bench import RATIOS, Row, bench_plans, markdown, times
-from foveate.analysis.machine import machine
+from foveate.analysis.machine import in_words, machine
 from foveate.analysis.walls import TOKENS
 from foveate.envs.inputs import Input
 from foveate.models.fingerprint import fingerprint
@@ -161,7 +161,7 @@ def page(
     """
     regimes, numbers = np.unique(table.regimes, return_counts=True)
     asked = ", ".join(f"{regime} {number}" for regime, number in zip(regimes, numbers, strict=True))
-    versions = ", ".join(f"{name} {v}" for name, v in library_versions(("torch", "transformers", "numpy")).items())
+    versions = in_words(library_versions(("torch", "transformers", "numpy")))
     batch = header["batches"][0]
     timed = f"medians of {header['rounds']} rounds, batch {batch}" if header["rounds"] else "not measured"
     lines = [

@@ -23,7 +23,7 @@ import torch
 
 from foveate.analysis.answer_places import SCORES, Asked, drawn, scored, stays
 from foveate.analysis.bootstrap import Gain, mean_difference
-from foveate.analysis.machine import machine
+from foveate.analysis.machine import in_words, machine
 from foveate.analysis.switches import RIVALS, VARIANTS, Variant, registered
 from foveate.models import load_host
 from foveate.models.host import Host
@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     seen = [scored(host, asked, stage, name, score) for stage, name, _, score in SCORES]
     lines = measured(host, asked, [float(keep) for keep in args.keeps.split(",")], seed=args.seed)
     command = ["python", "-m", "foveate.analysis.variants", *(sys.argv[1:] if argv is None else argv)]
-    versions = ", ".join(f"{name} {v}" for name, v in library_versions(("torch", "transformers", "numpy")).items())
+    versions = in_words(library_versions(("torch", "transformers", "numpy")))
     header = [
         f"Made by `{shlex.join(command)}`; the inputs are those of `foveate bench`, {args.n} of each regime.",
         f"{machine()}, one thread; {versions}; seed {args.seed}; model {host.fingerprint[:12]}.",

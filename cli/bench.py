@@ -143,6 +143,7 @@ def run(
     """
     from foveate.analysis import bench
     from foveate.analysis import stages as staged
+    from foveate.analysis.figures import save, stage_panels
     from foveate.analysis.walls import wall_times
     from foveate.rollouts.replay import layouts
 
@@ -155,5 +156,5 @@ def run(
         walls = wall_times(host, inputs, plans, rounds, out / "walls.json", batches, staged.decoded(plans, stages))
     rows = bench.rows_of(table, walls, seed=seed)
     bench.write_csv(rows, out / "bench.csv")
-    bench.picture(rows, out / "bench.png", f"{host.name}, {table.n} inputs")
+    save(stage_panels(rows, f"{host.name}, {table.n} inputs"), out / "bench.png")
     return Found(rows, refused, table)

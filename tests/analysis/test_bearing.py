@@ -78,6 +78,15 @@ def test_questions_about_when_have_a_section_of_their_own(toy):
     assert [each.title for each in bearing.sections([only], 0.05)] == ["All questions", "What is seen"]
 
 
+def test_benches_of_different_models_are_refused(toy, tmp_path):
+    for name, host in (("a", "toy"), ("b", "other")):
+        about = {"host": host, "fingerprint": "0" * 64, "versions": {"torch": "2"}}
+        (tmp_path / name).mkdir()
+        replace(toy.table(8), meta=about).save(tmp_path / name / "table.parquet")
+    with pytest.raises(SystemExit, match=r"different models or libraries .*/a is of toy .*/b is of other"):
+        bearing.main(["--bench", f"{tmp_path / 'a'},{tmp_path / 'b'}"])
+
+
 def test_a_folder_without_a_bench_is_named(tmp_path):
     with pytest.raises(SystemExit, match="bearing: no .*table.parquet: run `foveate bench --out"):
         bearing.main(["--bench", str(tmp_path)])
