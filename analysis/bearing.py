@@ -63,17 +63,38 @@ def moving(regime: str, split: str, n: int) -> float:
     return float(np.mean(shares))
 
 
-def factors(rows: Sequence[Row], points: float) -> dict[tuple[str, str], dict[str, float]]:
-    """(stage, method) -> regime -> how many times fewer tokens cost at most `points` of its accuracy; 1 = none do."""
+@dataclass(frozen=True)
+class Borne:
+    """What a regime bears of a method.
+
+    Attributes:
+        factor: how many times fewer tokens cost at most so much of its accuracy; 1 = none do.
+        even: whether every gentler cut that was measured costs no more either.
+    """
+
+    factor: float
+    even: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.factor:.1f}{'' if self.even else '*'}"
+
+
+def factors(rows: Sequence[Row], points: float) -> dict[tuple[str, str], dict[str, Borne]]:
+    """(stage, method) -> regime -> how much it bears where `points` of its accuracy may be lost."""
     whole = next(row.regimes for row in rows if row.plan == UNCOMPRESSED)
-    found: dict[tuple[str, str], dict[str, float]] = {}
+    cuts: dict[tuple[str, str], dict[str, dict[float, bool]]] = {}
     for row in rows:
         for stage, choice in row.plan.active if not row.plan.is_blind else ():
-            borne = found.setdefault((stage, choice.method), dict.fromkeys(whole, 1.0))
+            measured = cuts.setdefault((stage, choice.method), {regime: {} for regime in whole})
             for regime, (accuracy, *_) in row.regimes.items():
-                if accuracy >= whole[regime][0] - points - 1e-9:
-                    borne[regime] = max(borne[regime], 1 / choice.keep)
-    return found
+                measured[regime][1 / choice.keep] = accuracy >= whole[regime][0] - points - 1e-9
+    return {key: {regime: borne(measured) for regime, measured in regimes.items()} for key, regimes in cuts.items()}
+
+
+def borne(cuts: Mapping[float, bool]) -> Borne:
+    """From cuts, as factors, and whether each costs no more than it may."""
+    factor = max((cut for cut, held in cuts.items() if held), default=1.0)
+    return Borne(factor, all(held for cut, held in cuts.items() if cut < factor))
 
 
 def mean(values: Sequence[float]) -> float:
@@ -98,13 +119,13 @@ class Section:
 
     title: str
     whole: Mapping[str, float]
-    found: Mapping[tuple[str, str], Mapping[str, float]]
+    found: Mapping[tuple[str, str], Mapping[str, Borne]]
 
     @classmethod
     def of(cls, title: str, tables: Sequence[Sequence[Row]], points: float) -> Section:
         """From the rows of each bench; where several have a regime the last one counts."""
         whole: dict[str, float] = {}
-        found: dict[tuple[str, str], dict[str, float]] = {}
+        found: dict[tuple[str, str], dict[str, Borne]] = {}
         for rows in tables:
             whole |= {regime: accuracy for regime, (accuracy, *_) in rows[0].regimes.items()}
             for key, each in factors(rows, points).items():
@@ -126,10 +147,12 @@ class Section:
             "| right, % | " + " | ".join(f"{100 * self.whole[regime]:.0f}" for regime in order) + empty,
         ]
         for (stage, method), each in sorted(self.found.items()):
-            still, fast, standing, turning, long = (mean([each[r] for r in some if r in each]) for some in groups)
+            still, fast, standing, turning, long = (
+                mean([each[regime].factor for regime in some if regime in each]) for some in groups
+            )
             means = (still, fast, still / fast, standing, turning, standing / turning, long, long / turning)
-            values = (*(each.get(regime, math.nan) for regime in order), *means)
-            out.append(f"| {stage}:{method} | " + " | ".join(map(cell, values)) + " |")
+            cells = (*(str(each.get(regime, "-")) for regime in order), *map(cell, means))
+            out.append(f"| {stage}:{method} | " + " | ".join(cells) + " |")
         return out
 
 
@@ -168,6 +191,7 @@ def page(sections: Sequence[Section], moved: Mapping[str, float], points: float,
         "  **Right**: accuracy uncompressed.",
         f"* **A factor** of 4: a quarter of the tokens costs at most {100 * points:.0f} points of a regime's accuracy,",
         "  and no smaller share that was measured does. 1: every share measured costs more.",
+        "  With a star: some larger share that was measured costs more than that.",
         f"* **Still**: geometric mean over regimes in which at most {STILL:.0%} moves: {', '.join(still)}.",
         f"* **Fast**: over those in which at least {FAST:.0%} does: {', '.join(fast)}. **Ratio**: of the two.",
         f"* **Standing**: over those with a static camera and one short event or one mover: {standing}.",

@@ -20,13 +20,13 @@ from foveate.models.reference_video.architecture import PIXELS, SIDE
 from foveate.tasks.base import Sample
 from foveate.tasks.registry import regime_sample
 
-KINDS = {"videos": 0.64, "long": 0.1, "longer": 0.08, "longest": 0.06, "pictures": 0.12}  # share of the steps
+KINDS = {"videos": 0.6, "long": 0.11, "longer": 0.11, "longest": 0.08, "pictures": 0.1}  # share of the steps
 SIZES = {"videos": 1.0, "long": 0.5, "longer": 0.25, "longest": 0.125, "pictures": 4.0}
 """Samples of a step relative to the batch size."""
 REGIMES = {
     "videos": {
-        **{"motion": 1.2, "mover": 0.8, "panning": 1.2, "order": 1.2, "times": 2.4},
-        **{"change": 1.2, "when": 1.2, "slides": 2.0, "idle": 0.8},
+        **{"motion": 1.2, "mover": 0.8, "panning": 1.2, "order": 1.2, "times": 4.5},
+        **{"change": 1.5, "when": 2.0, "slides": 2.0, "idle": 0.8},
     },
     "long": {"idle16": 1.0},
     "longer": {"idle32": 1.0},

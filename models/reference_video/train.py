@@ -2,7 +2,7 @@
 
     python -m foveate.models.reference_video.train --out runs/reference-video             # resumable: run it again
     python -m foveate.models.reference_video.train --out runs/reference-video --export    # -> the package's weights
-    python -m foveate.models.reference_video.train --out runs/more --start package --video 8000   # go on from them
+    python -m foveate.models.reference_video.train --out runs/more --start package --video 12000  # go on from them
 
 It starts from the package's weights of the reference model and goes on with videos of eight frames, some of up to
 sixty-four, and pictures at the same size; in most steps with videos the decoder is shown a part of the tokens
@@ -36,7 +36,7 @@ class Settings(Common):
     """One run of `video` steps, `batch` videos each. `check`: videos a regime that are looked at on the way. `start`:
     "pictures", or "package" to go on from the package's own weights where `out` holds no checkpoint."""
 
-    video: int = 6000
+    video: int = 10_400
     start: str = "pictures"
     batch: int = 16
     muon_lr: float = 2e-3
@@ -66,7 +66,8 @@ class VideoRun(Run):
 
     def update(self, batch: Batch, factor: float) -> dict[str, float]:
         """See `Run.update`: in some steps the decoder is shown a part of the tokens."""
-        return super().update(thinned(batch, self.settings.seed, self.step), factor)
+        batch = thinned(batch.to(self.device), self.module.model, self.settings.seed, self.step)
+        return super().update(batch, factor)
 
     def check(self) -> dict[str, float]:
         """See `Run.check`."""

@@ -34,9 +34,19 @@ def test_next_to_nothing_moves_in_an_idle_video_and_much_where_the_camera_pans()
         bearing.moving("counting", "test", 1)
 
 
+def borne(points):
+    return {regime: str(found) for regime, found in bearing.factors(ROWS, points)["projector", "dtd"].items()}
+
+
 def test_a_factor_is_one_over_the_smallest_keep_ratio_that_costs_no_more():
-    assert bearing.factors(ROWS, 0.05) == {("projector", "dtd"): {"idle": 10.0, "panning": 1.0}}
-    assert bearing.factors(ROWS, 0.1) == {("projector", "dtd"): {"idle": 10.0, "panning": 2.0}}
+    assert borne(0.05) == {"idle": "10.0", "panning": "1.0"}
+    assert borne(0.1) == {"idle": "10.0", "panning": "2.0"}
+
+
+def test_a_factor_has_a_star_where_a_gentler_cut_costs_more():
+    assert str(bearing.borne({2.0: False, 4.0: True, 8.0: False})) == "4.0*"
+    assert str(bearing.borne({8.0: False, 4.0: True, 2.0: True})) == "4.0"
+    assert str(bearing.borne({2.0: False})) == "1.0"
 
 
 def page(tables, moved, points):
