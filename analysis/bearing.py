@@ -73,7 +73,13 @@ class Borne:
     """
 
     factor: float
-    even: bool = True
+    even: bool
+
+    @classmethod
+    def of(cls, cuts: Mapping[float, bool]) -> Borne:
+        """From the cuts that were measured, as factors, and whether each costs no more than it may."""
+        factor = max((cut for cut, held in cuts.items() if held), default=1.0)
+        return cls(factor, all(held for cut, held in cuts.items() if cut < factor))
 
     def __str__(self) -> str:
         return f"{self.factor:.1f}{'' if self.even else '*'}"
@@ -88,13 +94,7 @@ def factors(rows: Sequence[Row], points: float) -> dict[tuple[str, str], dict[st
             measured = cuts.setdefault((stage, choice.method), {regime: {} for regime in whole})
             for regime, (accuracy, *_) in row.regimes.items():
                 measured[regime][1 / choice.keep] = accuracy >= whole[regime][0] - points - 1e-9
-    return {key: {regime: borne(measured) for regime, measured in regimes.items()} for key, regimes in cuts.items()}
-
-
-def borne(cuts: Mapping[float, bool]) -> Borne:
-    """From cuts, as factors, and whether each costs no more than it may."""
-    factor = max((cut for cut, held in cuts.items() if held), default=1.0)
-    return Borne(factor, all(held for cut, held in cuts.items() if cut < factor))
+    return {key: {regime: Borne.of(measured) for regime, measured in regimes.items()} for key, regimes in cuts.items()}
 
 
 def mean(values: Sequence[float]) -> float:

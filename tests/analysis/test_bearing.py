@@ -44,9 +44,9 @@ def test_a_factor_is_one_over_the_smallest_keep_ratio_that_costs_no_more():
 
 
 def test_a_factor_has_a_star_where_a_gentler_cut_costs_more():
-    assert str(bearing.borne({2.0: False, 4.0: True, 8.0: False})) == "4.0*"
-    assert str(bearing.borne({8.0: False, 4.0: True, 2.0: True})) == "4.0"
-    assert str(bearing.borne({2.0: False})) == "1.0"
+    assert str(bearing.Borne.of({2.0: False, 4.0: True, 8.0: False})) == "4.0*"
+    assert str(bearing.Borne.of({8.0: False, 4.0: True, 2.0: True})) == "4.0"
+    assert str(bearing.Borne.of({2.0: False})) == "1.0"
 
 
 def page(tables, moved, points):
